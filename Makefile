@@ -1,0 +1,51 @@
+# `make` lists what there is. Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export BENTOML_DO_NOT_TRACK = True
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve check fix test bench lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(READY)  ## Make .venv with every dependency, pinned
+
+$(READY): pyproject.toml requirements/cpu.txt requirements/install.sh
+	$(PYTHON) -m venv $(VENV)
+	sh requirements/install.sh $(VENV)
+	@touch $@
+
+demo: $(READY)  ## Evaluate three sample proposals with the embedded LLM, then stop
+	$(BIN)/python -m models pull
+	$(BIN)/python -m examples.demo
+
+serve: $(READY)  ## Run the whole system on port 3000 until Ctrl-C
+	$(BIN)/python -m models pull
+	$(BIN)/python -m bentos serve
+
+check: $(READY)  ## Lint, types, import rules, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+fix: $(READY)  ## Format, and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(READY)  ## Every test, with a real vLLM and a real PostgreSQL
+	$(BIN)/python -m pytest
+
+bench: $(READY)  ## Benchmarks: a table for people, one JSON line for machines
+	$(BIN)/python -m models pull
+	$(BIN)/python -m loadtests.benchmarks
+
+lock: $(READY)  ## Pin the newest versions that pyproject.toml allows
+	sh requirements/lock.sh $(BIN)/uv
+
+clean:  ## Remove what the other targets made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .run

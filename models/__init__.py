@@ -1,0 +1,1 @@
+"""How inference is done and where weights come from. Knows nothing of HTTP frameworks."""

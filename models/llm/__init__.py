@@ -1,0 +1,1 @@
+"""The LLM: the embedded default's conversion, and how vLLM is started."""

@@ -1,0 +1,1 @@
+"""What runs behind HTTP: one folder a service, all with the same rooms."""

@@ -1,0 +1,1 @@
+"""Vendors behind the ports: the OpenAI protocol, SQL databases, LangGraph's checkpoints."""

@@ -1,0 +1,158 @@
+"""Evaluations and their steps in SQL: SQLite on one machine, PostgreSQL for several replicas.
+
+The wire documents are stored as JSON beside the columns that are searched by. LangGraph keeps its
+checkpoints in the same database, in tables of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiosqlite
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import JSON, Column, DateTime, MetaData, String, Table, event, insert, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from services.evaluation.errors import StorageUnavailable
+from services.evaluation.schemas import Evaluation, Steps
+from services.shared.settings import ConfigurationError
+
+BUSY_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 10
+
+metadata = MetaData()
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("parent_id", String(32), nullable=True, index=True),
+    Column("created_at", DateTime(timezone=True), nullable=False, index=True),
+    Column("verdict", String(8), nullable=False),
+    Column("document", JSON, nullable=False),
+    Column("steps", JSON, nullable=False),
+)
+
+
+class SQLStore:
+    """An EvaluationStore on any database that SQLAlchemy speaks to asynchronously."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def save(self, evaluation: Evaluation, steps: Steps) -> None:
+        row = {
+            "id": evaluation.id,
+            "parent_id": evaluation.parent_id,
+            "created_at": evaluation.created_at,
+            "verdict": evaluation.verdict,
+            "document": evaluation.model_dump(mode="json"),
+            "steps": steps.model_dump(mode="json"),
+        }
+        try:
+            async with self._engine.begin() as connection:
+                await connection.execute(insert(evaluations).values(row))
+        except (SQLAlchemyError, OSError) as error:
+            raise StorageUnavailable("The evaluation could not be stored.") from error
+
+    async def get(self, evaluation_id: str) -> Evaluation | None:
+        document = await self._column("document", evaluation_id)
+        return None if document is None else Evaluation.model_validate(document)
+
+    async def steps(self, evaluation_id: str) -> Steps | None:
+        document = await self._column("steps", evaluation_id)
+        return None if document is None else Steps.model_validate(document)
+
+    async def _column(self, name: str, evaluation_id: str) -> object | None:
+        query = select(evaluations.c[name]).where(evaluations.c.id == evaluation_id)
+        try:
+            async with self._engine.connect() as connection:
+                found: object | None = (await connection.execute(query)).scalar_one_or_none()
+        except (SQLAlchemyError, OSError) as error:
+            raise StorageUnavailable("The database cannot be read.") from error
+        return found
+
+
+@asynccontextmanager
+async def open_storage(
+    database_url: str | None, sqlite_path: Path, *, pool_size: int
+) -> AsyncIterator[tuple[SQLStore, BaseCheckpointSaver[str]]]:
+    """The store and the checkpointer over one database, with their tables made.
+
+    Raises ConfigurationError for an address that is neither SQLite nor PostgreSQL.
+    """
+    url = database_url or f"sqlite:///{sqlite_path}"
+    scheme, _, rest = url.partition("://")
+    if scheme in ("postgresql", "postgres"):
+        opened = _postgresql(f"postgresql://{rest}", pool_size)
+    elif scheme == "sqlite":
+        opened = _sqlite(Path(rest.removeprefix("/")) if database_url else sqlite_path)
+    else:
+        raise ConfigurationError(
+            f"JOING_DATABASE_URL: {scheme}:// is not supported; use postgresql:// or sqlite:///"
+        )
+    async with opened as storage:
+        yield storage
+
+
+@asynccontextmanager
+async def _sqlite(path: Path) -> AsyncIterator[tuple[SQLStore, BaseCheckpointSaver[str]]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S}
+    )
+    event.listen(engine.sync_engine, "connect", _use_write_ahead_log)
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    try:
+        async with aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S) as own:
+            saver = AsyncSqliteSaver(own)
+            await saver.setup()
+            yield SQLStore(engine), saver
+    finally:
+        await engine.dispose()
+
+
+def _use_write_ahead_log(connection: object, _record: object) -> None:
+    """Readers do not wait for the writer; a commit survives the process that made it."""
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+@asynccontextmanager
+async def _postgresql(
+    url: str, pool_size: int
+) -> AsyncIterator[tuple[SQLStore, BaseCheckpointSaver[str]]]:
+    engine = create_async_engine(
+        url.replace("postgresql://", "postgresql+psycopg://", 1),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=True,
+        pool_timeout=CONNECT_TIMEOUT_S,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+    )
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    pool = AsyncConnectionPool(
+        url,
+        min_size=1,
+        max_size=pool_size,
+        timeout=CONNECT_TIMEOUT_S,
+        open=False,
+        kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
+    )
+    try:
+        async with pool:
+            saver = AsyncPostgresSaver(pool)  # type: ignore[arg-type]
+            await saver.setup()
+            yield SQLStore(engine), saver
+    finally:
+        await engine.dispose()

@@ -1,0 +1,111 @@
+"""What the model is asked to return, as bounded types: the grammar that vLLM enforces.
+
+Every integer, string and array is bounded, so that an answer always ends. A passage is cited by
+its number: the quote is then cut from the text by code and cannot be invented. Reasons and
+citations come before scores, so that a score rests on what was written before it.
+Parsing is strict: "false", 1.0 or a fenced block is not an answer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.evaluation.passages import MAX_PASSAGES
+from services.evaluation.schemas import CRITERIA, Criterion
+
+REASON_CHARACTERS = 120
+
+Citation = Annotated[
+    int, Field(ge=0, le=MAX_PASSAGES, description="Number of a passage; 0 when there is none.")
+]
+Reasoning = Annotated[str, Field(min_length=1, max_length=REASON_CHARACTERS)]
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Judged30(_Answer):
+    reason: Reasoning
+    passage: Citation
+    score: int = Field(ge=0, le=30)
+
+
+class _Judged40(_Answer):
+    reason: Reasoning
+    passage: Citation
+    score: int = Field(ge=0, le=40)
+
+
+class ContentAnswer(_Answer):
+    """Three criteria, each with a reason, the passage it rests on, and points."""
+
+    message: _Judged30
+    target: _Judged30
+    relevance: _Judged40
+
+
+class _Claim(_Answer):
+    passage: Citation
+    level: int = Field(ge=0, le=4)
+
+
+class DeliberationAnswer(_Answer):
+    """Seven criteria, each with the passage that decides it and a level; 0 and 0 for none."""
+
+    theme: _Claim
+    sexuality: _Claim
+    violence: _Claim
+    horror: _Claim
+    language: _Claim
+    drugs: _Claim
+    imitation: _Claim
+
+    def claims(self) -> dict[Criterion, _Claim]:
+        return {criterion: getattr(self, criterion) for criterion in CRITERIA}
+
+
+class SummaryAnswer(_Answer):
+    text: str = Field(min_length=1, max_length=300)
+    keywords: list[Annotated[str, Field(min_length=1, max_length=20)]] = Field(
+        min_length=4, max_length=8
+    )
+
+
+class _SuggestionAnswer(_Answer):
+    about: str = Field(min_length=1, max_length=40)
+    change: str = Field(min_length=1, max_length=150)
+
+
+class FeedbackAnswer(_Answer):
+    text: str = Field(min_length=1, max_length=300)
+    suggestions: list[_SuggestionAnswer] = Field(min_length=1, max_length=3)
+
+
+ANSWERS: dict[str, type[BaseModel]] = {
+    answer.__name__: answer
+    for answer in (ContentAnswer, DeliberationAnswer, SummaryAnswer, FeedbackAnswer)
+}
+
+
+def json_schema(answer: type[BaseModel]) -> dict[str, Any]:
+    """The answer's JSON schema with every reference resolved in place.
+
+    Small grammars compile faster, and models that see the schema read it top to bottom.
+    """
+    schema = answer.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolve(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
+        return {k: resolve(v) for k, v in node.items() if k not in ("title", "description")}
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved

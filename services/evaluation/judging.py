@@ -1,0 +1,87 @@
+"""One question to the model, and an answer that counts or a named reason why it does not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from langchain_core.utils.json import parse_partial_json
+from pydantic import BaseModel, ValidationError
+
+from services.evaluation.errors import AnswerInvalid
+from services.evaluation.journal import Entry
+from services.evaluation.policy import SECOND_RUN_SEED, SECOND_RUN_TEMPERATURE
+from services.evaluation.ports import Call, LanguageModel, Reply
+from services.evaluation.prompts.library import Prompt, PromptLibrary
+from services.evaluation.schemas import Message
+
+A = TypeVar("A", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Interviewer:
+    """Asks `model` in the words of `library`; knows nothing of stages or verdicts."""
+
+    model: LanguageModel
+    library: PromptLibrary
+
+    def call(
+        self, prompt: Prompt, messages: list[Message], entry: Entry, call_id: str, name: str | None
+    ) -> Call:
+        """The call for `prompt`; the second attempt of a step is not greedy."""
+        call = Call(
+            messages=tuple(messages),
+            schema_name=prompt.head.answer,
+            schema=self.library.schema(prompt),
+            max_tokens=prompt.head.max_tokens,
+            call_id=call_id,
+            model=name,
+            temperature=SECOND_RUN_TEMPERATURE if entry.attempt > 1 else 0.0,
+            seed=SECOND_RUN_SEED if entry.attempt > 1 else 1,
+        )
+        entry.call, entry.prompt = call, prompt.name
+        return call
+
+    async def ask(self, call: Call, answer: type[A], entry: Entry) -> A:
+        """Raises the ModelError family."""
+        entry.reply = await self.model.ask(call)
+        return _accept(entry, answer)
+
+    async def stream(self, call: Call, answer: type[A], entry: Entry) -> AsyncIterator[str | A]:
+        """What is new in the answer's `text` as it is written; last the answer itself."""
+        written, told = "", ""
+        async for piece in self.model.stream(call):
+            if isinstance(piece, Reply):
+                entry.reply = piece
+                continue
+            written += piece
+            text = _text_so_far(written)
+            if text.startswith(told) and len(text) > len(told):
+                yield text[len(told) :]
+                told = text
+        yield _accept(entry, answer)
+
+
+def _accept(entry: Entry, answer: type[A]) -> A:
+    reply = entry.reply
+    if reply is None or not reply.text.strip():
+        raise AnswerInvalid("empty_answer", "The model answered nothing.")
+    if reply.finish_reason != "stop":
+        raise AnswerInvalid("truncated", f"The answer ended with {reply.finish_reason!r}.")
+    try:
+        accepted = answer.model_validate_json(reply.text)
+    except ValidationError as error:
+        places = ", ".join(".".join(map(str, e["loc"])) or "answer" for e in error.errors())
+        raise AnswerInvalid("invalid_answer", f"Not as asked for: {places}.") from None
+    entry.output = accepted.model_dump()
+    return accepted
+
+
+def _text_so_far(written: str) -> str:
+    try:
+        parsed = parse_partial_json(written)
+    except ValueError:
+        return ""
+    text = parsed.get("text") if isinstance(parsed, dict) else None
+    return text if isinstance(text, str) else ""

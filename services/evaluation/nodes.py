@@ -1,0 +1,314 @@
+"""The nodes of the graph: each reads the state, does one thing, returns what it adds.
+
+A node turns what its model could not do into a `review`; only an unreachable model leaves the
+graph as an error, because then there is nothing to look at and everything to try again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict, TypeVar
+
+from langgraph.config import get_stream_writer
+from langgraph.runtime import Runtime
+from pydantic import BaseModel
+
+from services.evaluation import policy
+from services.evaluation.answers import (
+    ContentAnswer,
+    DeliberationAnswer,
+    FeedbackAnswer,
+    SummaryAnswer,
+)
+from services.evaluation.errors import AnswerInvalid, ModelError, ModelRefused, ModelTimedOut
+from services.evaluation.journal import Journal
+from services.evaluation.judging import Interviewer
+from services.evaluation.passages import Passages, cut
+from services.evaluation.prompts.library import Prompt
+from services.evaluation.schemas import (
+    ContentStage,
+    DeliberationStage,
+    Feedback,
+    Outcome,
+    Proposal,
+    Stage,
+    StageName,
+    Suggestion,
+    Summary,
+    VolumeStage,
+)
+from services.evaluation.texts import Texts
+from services.evaluation.volume import VolumeMeter, judge, thresholds_for
+
+S = TypeVar("S", ContentStage, DeliberationStage)
+STAGES: dict[StageName, type[BaseModel]] = {
+    "volume": VolumeStage,
+    "content": ContentStage,
+    "deliberation": DeliberationStage,
+}
+
+
+class Plan(TypedDict):
+    """What one run is to use; part of the state, so that a replay starts from it."""
+
+    model: str
+    prompt_version: str
+    content_threshold: int
+    borderline_margin: int
+    deliberation_limit: int
+    judging: str
+
+
+class State(TypedDict):
+    """The graph's state: plain JSON, so that a checkpoint holds nothing but data."""
+
+    proposal: dict[str, Any]
+    plan: Plan
+    volume: NotRequired[dict[str, Any]]
+    content: NotRequired[dict[str, Any]]
+    deliberation: NotRequired[dict[str, Any]]
+    verdict: NotRequired[str]
+    decided_by: NotRequired[str | None]
+    feedback: NotRequired[dict[str, Any]]
+    summary: NotRequired[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the nodes work with; handed to the graph with every run, never stored."""
+
+    interviewer: Interviewer
+    meter: VolumeMeter
+    texts: Texts
+    journal: Journal
+
+
+Update = dict[str, Any]
+
+
+async def volume(state: State, runtime: Runtime[Work]) -> Update:
+    """Substance without a model."""
+    proposal = _proposal(state)
+    _announce("volume", "started")
+    started = time.perf_counter()
+    with runtime.context.journal.step("volume", {"proposal": state["proposal"]}) as entry:
+        reading = runtime.context.meter.measure(proposal.title, proposal.content)
+        judgement = judge(reading, thresholds_for(proposal.media_type))
+        stage = VolumeStage(
+            outcome=Outcome.PASS if judgement.is_enough else Outcome.FAIL,
+            duration_ms=_since(started),
+            characters=reading.characters,
+            distinct_ratio=round(reading.distinct_ratio, 4),
+            sentences=reading.sentences,
+            problems=[str(problem) for problem in judgement.problems],
+        )
+        entry.output = stage.model_dump(mode="json")
+    _announce("volume", stage.outcome)
+    return {"volume": stage.model_dump(mode="json")}
+
+
+async def content(state: State, runtime: Runtime[Work]) -> Update:
+    """Does it hold together? A second run settles a borderline total."""
+    plan = state["plan"]
+    doubt = ContentStage(outcome=Outcome.REVIEW, threshold=plan["content_threshold"])
+
+    async def run(attempt: int) -> ContentStage:
+        answer, passages = await _ask(state, runtime, "content", ContentAnswer, attempt)
+        return policy.content_stage(answer, passages, plan["content_threshold"])
+
+    return await _judge(
+        "content",
+        doubt,
+        run,
+        is_borderline=lambda s: policy.is_content_borderline(s, plan["borderline_margin"]),
+        settle=policy.settle_content,
+    )
+
+
+async def deliberation(state: State, runtime: Runtime[Work]) -> Update:
+    """Which rating would it get? A second run settles a grade at the limit."""
+    limit = state["plan"]["deliberation_limit"]
+    doubt = DeliberationStage(outcome=Outcome.REVIEW, limit=limit)
+
+    async def run(attempt: int) -> DeliberationStage:
+        answer, passages = await _ask(state, runtime, "deliberation", DeliberationAnswer, attempt)
+        return policy.deliberation_stage(answer, passages, limit)
+
+    return await _judge(
+        "deliberation",
+        doubt,
+        run,
+        is_borderline=policy.is_deliberation_borderline,
+        settle=policy.settle_deliberation,
+    )
+
+
+async def decide(state: State, runtime: Runtime[Work]) -> Update:
+    """The verdict, computed."""
+    with runtime.context.journal.step("decide", {}) as entry:
+        verdict = policy.decide(stages_of(state))
+        entry.output = {"verdict": verdict.outcome.value, "decided_by": verdict.decided_by}
+    return entry.output
+
+
+async def write_summary(state: State, runtime: Runtime[Work]) -> Update:
+    """The proposal in brief. A pass without its summary is not complete: it becomes a review."""
+    proposal = _proposal(state)
+    try:
+        answer = await _write(state, runtime, "summary", SummaryAnswer, ())
+    except (AnswerInvalid, ModelTimedOut, ModelRefused):
+        feedback = runtime.context.texts.review_feedback(proposal.answer_language)
+        return {
+            "verdict": Outcome.REVIEW.value,
+            "decided_by": None,
+            "feedback": feedback.model_dump(mode="json"),
+        }
+    return {"summary": summary_of(proposal, answer).model_dump(mode="json")}
+
+
+async def write_feedback(state: State, runtime: Runtime[Work]) -> Update:
+    """What to change. Volume and review need no model; a model that fails is not needed either."""
+    work, language = runtime.context, _proposal(state).answer_language
+    stages = stages_of(state)
+    if state.get("verdict") == Outcome.REVIEW:
+        return _say(work.texts.review_feedback(language))
+    if state.get("decided_by") == "volume":
+        return _say(work.texts.volume_feedback(VolumeStage(**state["volume"]), language))
+    findings = tuple(work.texts.findings(stages, language))
+    try:
+        answer = await _write(state, runtime, "feedback", FeedbackAnswer, findings)
+    except ModelError:
+        return _say(work.texts.plain_feedback(stages, language))
+    feedback = Feedback(
+        text=answer.text,
+        suggestions=[Suggestion(**s.model_dump()) for s in answer.suggestions],
+        violations=work.texts.violations(stages, language),
+    )
+    return {"feedback": feedback.model_dump(mode="json")}
+
+
+def stages_of(state: State) -> list[Stage]:
+    """The three stages in order; those that did not run are `skipped`."""
+    plan = state["plan"]
+    skipped: dict[StageName, Stage] = {
+        "volume": VolumeStage(outcome=Outcome.SKIPPED),
+        "content": ContentStage(outcome=Outcome.SKIPPED, threshold=plan["content_threshold"]),
+        "deliberation": DeliberationStage(
+            outcome=Outcome.SKIPPED, limit=plan["deliberation_limit"]
+        ),
+    }
+    stages: list[Stage] = []
+    for name, kind in STAGES.items():
+        found = state.get(name)
+        stages.append(kind.model_validate(found) if found else skipped[name])  # type: ignore[arg-type]
+    return stages
+
+
+def summary_of(proposal: Proposal, answer: SummaryAnswer) -> Summary:
+    return Summary(title=proposal.title, text=answer.text, keywords=answer.keywords)
+
+
+async def _judge(
+    name: StageName,
+    doubt: S,
+    run: Callable[[int], Awaitable[S]],
+    *,
+    is_borderline: Callable[[S], bool],
+    settle: Callable[[S, S], S],
+) -> Update:
+    _announce(name, "started")
+    started = time.perf_counter()
+    try:
+        stage = await run(1)
+        if is_borderline(stage):
+            stage = settle(stage, await run(2))
+    except (AnswerInvalid, ModelTimedOut, ModelRefused) as error:
+        stage = doubt.model_copy(update={"review_reasons": [_review_reason(error)]})
+    stage = stage.model_copy(update={"duration_ms": _since(started)})
+    _announce(name, stage.outcome)
+    return {name: stage.model_dump(mode="json")}
+
+
+def _review_reason(error: ModelError) -> str:
+    match error:
+        case AnswerInvalid():
+            return error.reason
+        case ModelTimedOut():
+            return "timeout"
+        case _:
+            return "refused_by_model_server"
+
+
+A = TypeVar("A", bound=BaseModel)
+
+
+async def _ask(
+    state: State, runtime: Runtime[Work], name: str, answer: type[A], attempt: int
+) -> tuple[A, Passages]:
+    work, passages = runtime.context, _passages(state)
+    prompt = work.interviewer.library.get(state["plan"]["prompt_version"], name)
+    with work.journal.step(name, {"proposal": state["proposal"]}, attempt) as entry:
+        call = work.interviewer.call(
+            prompt,
+            _messages(state, prompt, passages, ()),
+            entry,
+            f"{work.journal.request_id}-{name}-{attempt}",
+            state["plan"]["model"],
+        )
+        return await work.interviewer.ask(call, answer, entry), passages
+
+
+async def _write(
+    state: State, runtime: Runtime[Work], name: str, answer: type[A], findings: tuple[str, ...]
+) -> A:
+    """Emits the answer's text as `token` events while it is written."""
+    work = runtime.context
+    emit = get_stream_writer()
+    prompt = work.interviewer.library.get(state["plan"]["prompt_version"], name)
+    given = {"proposal": state["proposal"], "findings": list(findings)}
+    with work.journal.step(name, given) as entry:
+        messages = _messages(state, prompt, _passages(state), findings)
+        call_id = f"{work.journal.request_id}-{name}"
+        call = work.interviewer.call(prompt, messages, entry, call_id, state["plan"]["model"])
+        async for piece in work.interviewer.stream(call, answer, entry):
+            if not isinstance(piece, str):
+                return piece
+            emit({"event": "token", "text": piece})
+    raise AnswerInvalid("empty_answer", "The model answered nothing.")
+
+
+def _messages(
+    state: State, prompt: Prompt, passages: Passages, findings: tuple[str, ...]
+) -> list[Any]:
+    proposal = _proposal(state)
+    return prompt.render(
+        passages,
+        media_type=proposal.media_type,
+        category=proposal.category,
+        language=proposal.answer_language,
+        findings=findings,
+    )
+
+
+def _say(feedback: Feedback) -> Update:
+    get_stream_writer()({"event": "token", "text": feedback.text})
+    return {"feedback": feedback.model_dump(mode="json")}
+
+
+def _announce(stage: StageName, state: str) -> None:
+    get_stream_writer()({"event": "stage", "name": stage, "state": str(state)})
+
+
+def _proposal(state: State) -> Proposal:
+    return Proposal.model_validate(state["proposal"])
+
+
+def _passages(state: State) -> Passages:
+    proposal = _proposal(state)
+    return cut(proposal.title, proposal.content, proposal.additional_features)
+
+
+def _since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)

@@ -1,0 +1,297 @@
+"""The wire types of proposals and evaluations (see HTTP.md for the contract as one table).
+
+Lengths are in characters (Unicode code points) and hold before and after normalisation.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from services.evaluation.text import detect_language, normalise
+
+Language = Literal["ko", "en"]
+MediaType = Literal["short_form", "long_form"]
+StageName = Literal["volume", "content", "deliberation"]
+ReplayStage = Literal["volume", "content", "deliberation", "writing"]
+Criterion = Literal["theme", "sexuality", "violence", "horror", "language", "drugs", "imitation"]
+CRITERIA: tuple[Criterion, ...] = (
+    "theme", "sexuality", "violence", "horror", "language", "drugs", "imitation",
+)  # fmt: skip
+
+TITLE_CHARACTERS = 100
+CONTENT_CHARACTERS = 2_500
+FEATURE_NAME_CHARACTERS = 50
+FEATURE_VALUE_CHARACTERS = 200
+FEATURES = 20
+
+
+class Category(StrEnum):
+    """What the video is about, in the platform's own list."""
+
+    GAME = "GAME"
+    TECH = "TECH"
+    EDUCATION = "EDUCATION"
+    KNOWHOW_STYLE = "KNOWHOW_STYLE"
+    NEWS_POLITICS = "NEWS_POLITICS"
+    SPORTS = "SPORTS"
+    NONPROFIT_SOCIAL = "NONPROFIT_SOCIAL"
+    PETS_ANIMALS = "PETS_ANIMALS"
+    ENTERTAINMENT = "ENTERTAINMENT"
+    TRAVEL_EVENTS = "TRAVEL_EVENTS"
+    MOVIE_ANIMATION = "MOVIE_ANIMATION"
+    MUSIC = "MUSIC"
+    PEOPLE_BLOG = "PEOPLE_BLOG"
+    AUTO_TRANSPORT = "AUTO_TRANSPORT"
+    COMEDY = "COMEDY"
+    KIDS = "KIDS"
+    FOOD_COOKING = "FOOD_COOKING"
+    ETC = "ETC"
+
+
+class Outcome(StrEnum):
+    """What a stage or an evaluation came to. `review` means that a person has to look."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    REVIEW = "review"
+    SKIPPED = "skipped"
+
+
+def _normalised(limit: int) -> AfterValidator:
+    def check(text: str) -> str:
+        clean = normalise(text)
+        if not clean:
+            raise ValueError("holds no readable character; write some text")
+        if len(clean) > limit:
+            raise ValueError(
+                f"has {len(clean)} characters once compatibility characters are spelt out; "
+                f"at most {limit} are allowed"
+            )
+        return clean
+
+    return AfterValidator(check)
+
+
+Title = Annotated[str, Field(min_length=1, max_length=TITLE_CHARACTERS), _normalised(100)]
+Content = Annotated[str, Field(min_length=1, max_length=CONTENT_CHARACTERS), _normalised(2_500)]
+FeatureName = Annotated[str, Field(min_length=1, max_length=50), _normalised(50)]
+FeatureValue = Annotated[str, Field(max_length=200), AfterValidator(normalise)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Proposal(_Wire):
+    """A plan for a video (기획안). Text is normalised (NFKC, no control characters) on arrival."""
+
+    title: Title = Field(description="1-100 characters.")
+    content: Content = Field(description="1-2,500 characters.")
+    media_type: MediaType = Field(description="Short videos need less substance than long ones.")
+    category: Category | None = Field(None, description="What the video is about.")
+    additional_features: dict[FeatureName, FeatureValue] = Field(
+        default_factory=dict,
+        max_length=FEATURES,
+        description="Anything else worth knowing: name (50 characters) to value (200); 20 at most.",
+    )
+    language: Language | None = Field(
+        None, description="Language of the answer; detected from the text when absent."
+    )
+
+    @property
+    def answer_language(self) -> Language:
+        return self.language or detect_language(f"{self.title}\n{self.content}")
+
+
+class Usage(_Wire):
+    """Tokens as the LLM server counted them, summed over every call."""
+
+    prompt_tokens: int = Field(0, ge=0)
+    completion_tokens: int = Field(0, ge=0)
+    cached_tokens: int = Field(0, ge=0, description="Prompt tokens served from the prefix cache.")
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+        )
+
+
+class _Stage(_Wire):
+    outcome: Outcome
+    duration_ms: float = Field(0.0, ge=0, description="Milliseconds, model calls included.")
+    review_reasons: list[str] = Field(
+        default_factory=list,
+        description="Why a person has to look: stable names such as `timeout`, `truncated`, "
+        "`invalid_answer`, `quote_not_found`, `runs_disagree`. Empty unless outcome is review.",
+    )
+
+
+class VolumeStage(_Stage):
+    """Is there enough substance to judge? Decided without a model."""
+
+    name: Literal["volume"] = "volume"
+    characters: int | None = Field(None, ge=0, description="Characters of content, normalised.")
+    distinct_ratio: float | None = Field(
+        None, ge=0, le=1, description="Share of what is written that is not repetition, 0-1."
+    )
+    sentences: int | None = Field(None, ge=0)
+    problems: list[str] = Field(default_factory=list, description="Stable names; empty on pass.")
+
+
+class Reason(_Wire):
+    """Why a criterion of the content stage got its score."""
+
+    criterion: Literal["message", "target", "relevance"]
+    reason: str = Field(description="At most 200 characters, in the proposal's language.")
+    quote: str | None = Field(description="The sentence of the proposal that it rests on.")
+
+
+class ContentStage(_Stage):
+    """Does the plan hold together? Scores by a model, outcome by code."""
+
+    name: Literal["content"] = "content"
+    message: int | None = Field(None, ge=0, le=30, description="Points for a clear message.")
+    target: int | None = Field(None, ge=0, le=30, description="Points for a defined audience.")
+    relevance: int | None = Field(
+        None, ge=0, le=40, description="Points for title, content and format fitting together."
+    )
+    total: int | None = Field(None, ge=0, le=100, description="Sum of the three, by code.")
+    threshold: int = Field(ge=0, le=100, description="Total from which the stage passes.")
+    reasons: list[Reason] = Field(default_factory=list)
+
+
+class Levels(_Wire):
+    """KMRB's seven considerations; 0 all ages, 1 12+, 2 15+, 3 19+, 4 restricted."""
+
+    theme: int = Field(ge=0, le=4)
+    sexuality: int = Field(ge=0, le=4)
+    violence: int = Field(ge=0, le=4)
+    horror: int = Field(ge=0, le=4)
+    language: int = Field(ge=0, le=4)
+    drugs: int = Field(ge=0, le=4)
+    imitation: int = Field(ge=0, le=4)
+
+
+class Evidence(_Wire):
+    """One passage of the proposal that raises one criterion above 0."""
+
+    criterion: Criterion
+    quote: str = Field(description="Verbatim from the normalised proposal.")
+    level: int = Field(ge=1, le=4)
+
+
+class DeliberationStage(_Stage):
+    """Which age rating would this video get? Levels by a model, grade and outcome by code."""
+
+    name: Literal["deliberation"] = "deliberation"
+    levels: Levels | None = None
+    grade: int | None = Field(None, ge=0, le=4, description="The highest level, by code.")
+    limit: int = Field(ge=0, le=4, description="Highest grade that passes.")
+    evidence: list[Evidence] = Field(default_factory=list)
+    confidence: float | None = Field(
+        None, ge=0, le=1,
+        description="Share of the model's claims that hold: a quote found in the text, and, "
+        "where a second run was made, the same level in both.",
+    )  # fmt: skip
+
+
+Stage = Annotated[VolumeStage | ContentStage | DeliberationStage, Field(discriminator="name")]
+
+
+class Suggestion(_Wire):
+    """One change that would help."""
+
+    about: str = Field(description="What part of the proposal, at most 40 characters.")
+    change: str = Field(description="What to do, at most 200 characters.")
+
+
+class Feedback(_Wire):
+    """What to change, in the proposal's language."""
+
+    text: str
+    suggestions: list[Suggestion]
+    violations: list[str] = Field(description="Deliberation criteria over the limit, with level.")
+
+
+class Summary(_Wire):
+    """A proposal in brief, in its language."""
+
+    title: str
+    text: str
+    keywords: list[str] = Field(min_length=4, max_length=8)
+
+
+class Evaluation(_Wire):
+    """One proposal, evaluated. `feedback` comes with fail and review, `summary` with pass."""
+
+    id: str
+    parent_id: str | None = Field(None, description="The evaluation that this one replays.")
+    created_at: datetime
+    verdict: Literal["pass", "fail", "review"]
+    decided_by: StageName | None = Field(
+        description="The first stage that gave the verdict; null when every stage passed."
+    )
+    stages: list[Stage]
+    feedback: Feedback | None
+    summary: Summary | None
+    model: str = Field(description="The served model's name.")
+    prompt_version: str
+    usage: Usage
+    duration_ms: float = Field(ge=0)
+
+
+class Message(_Wire):
+    """One chat message exactly as it was sent."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Step(_Wire):
+    """What one node of the graph did."""
+
+    node: str
+    attempt: int = Field(ge=1, description="2 is the second run of a borderline stage.")
+    started_at: datetime
+    duration_ms: float
+    input: dict[str, Any] = Field(description="What the node was given.")
+    output: dict[str, Any] | None = Field(description="What it gave back; null if it failed.")
+    messages: list[Message] = Field(description="Sent to the model; empty for a node without one.")
+    reply: str | None = Field(description="The model's raw text.")
+    finish_reason: str | None
+    usage: Usage
+    model: str | None
+    prompt: str | None = Field(description="Name and version of the prompt, `content@2`.")
+    error: str | None
+
+
+class Steps(_Wire):
+    evaluation_id: str
+    request_id: str = Field(description="The id under which every log line was written.")
+    steps: list[Step]
+
+
+class Replay(_Wire):
+    """Run an evaluation again from a stage, changing what is given here and nothing else."""
+
+    from_stage: ReplayStage = Field(
+        description="Stages before it keep their results; `writing` rewrites feedback or summary."
+    )
+    model: str | None = Field(None, min_length=1, max_length=200, description="Another model name.")
+    prompt_version: str | None = Field(None, min_length=1, max_length=40)
+    content_threshold: int | None = Field(None, ge=0, le=100)
+    deliberation_limit: int | None = Field(None, ge=0, le=4)
+
+    @model_validator(mode="after")
+    def _writing_has_no_thresholds(self) -> Self:
+        if self.from_stage == "writing" and (
+            self.content_threshold is not None or self.deliberation_limit is not None
+        ):
+            raise ValueError("thresholds need from_stage `deliberation` or earlier")
+        return self

@@ -1,0 +1,18 @@
+"""The evaluation service as BentoML runs it."""
+
+from __future__ import annotations
+
+import bentoml
+
+from services.evaluation.app import create_app
+from services.evaluation.settings import EvaluationSettings
+from services.shared.serving import service_options
+
+settings = EvaluationSettings.from_environment()
+app = create_app(settings)
+
+
+@bentoml.service(**service_options("evaluation", settings, port=3002))
+@bentoml.asgi_app(app, path="/")
+class Evaluation:
+    """Proposals in, verdicts out; see app.py for the routes."""

@@ -1,0 +1,59 @@
+"""What the evaluation service can be told, and by which variable: JOING_EVALUATION_<NAME>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from services.shared.settings import ServiceSettings, everywhere
+
+
+class EvaluationSettings(ServiceSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="JOING_EVALUATION_", frozen=True, populate_by_name=True
+    )
+
+    llm_url: str | None = Field(
+        None,
+        validation_alias=everywhere("LLM_URL"),
+        description="An OpenAI-compatible server; None: the llm service started beside this one.",
+    )
+    llm_key: SecretStr = Field(SecretStr(""), validation_alias=everywhere("LLM_KEY"))
+    llm_model: str | None = Field(
+        None, description="Name of the model to ask for; None: the first that the server lists."
+    )
+    database_url: str | None = Field(
+        None,
+        validation_alias=everywhere("DATABASE_URL"),
+        description="postgresql://... for several replicas; None: a SQLite file in JOING_HOME.",
+    )
+    prompt_version: str = Field("2", description="A folder of services/evaluation/prompts.")
+    content_threshold: int = Field(
+        65, ge=0, le=100, description="Content points from which a proposal passes."
+    )
+    borderline_margin: int = Field(
+        5, ge=0, le=100,
+        description="A content total this close to the threshold is judged a second time.",
+    )  # fmt: skip
+    deliberation_limit: int = Field(
+        2, ge=0, le=4, description="Highest grade that passes; 2 is 15+."
+    )
+    judging: Literal["together", "in_order"] = Field(
+        "together", description="Content and deliberation at the same time, or one by one."
+    )
+    call_timeout_s: float = Field(
+        120.0, gt=0, le=3_600, description="Seconds that one model call may take."
+    )
+    deadline_s: float = Field(
+        600.0, gt=0, le=7_200, description="Seconds that an evaluation may take; then 504."
+    )
+    max_concurrent: int = Field(
+        64, ge=1, le=4_096, description="Evaluations at the same time; more are told to come back."
+    )
+    retry_after_s: int = Field(5, ge=1, le=600, description="What the ones turned away are told.")
+
+    def sqlite_path(self) -> Path:
+        return self.home / "joing.sqlite3"

@@ -1,0 +1,1 @@
+"""Gateway: the one public door. Keys, limits, and the way to every other service."""

@@ -1,0 +1,96 @@
+"""The routes of the gateway: what goes to which service, and one OpenAPI for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+from services.gateway import original
+from services.gateway.openapi import merged_openapi
+from services.gateway.settings import GatewaySettings
+from services.shared.forwarding import forward
+from services.shared.peers import Peer, find_peer
+from services.shared.telemetry import configure_logs, configure_traces
+from services.shared.web import create_web_app
+
+DESCRIPTION = "One door to Joing: proposals, evaluations, and the language model behind them."
+ROUTES: dict[str, list[tuple[str, str]]] = {
+    "evaluation": [
+        ("POST", "/v1/proposals/evaluate"),
+        ("POST", "/v1/proposals/evaluate/stream"),
+        ("POST", "/v1/proposals/summarize"),
+        ("GET", "/v1/evaluations/{evaluation_id}"),
+        ("GET", "/v1/evaluations/{evaluation_id}/steps"),
+        ("POST", "/v1/evaluations/{evaluation_id}/replay"),
+    ],
+    "llm": [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/chat/completions"),
+    ],
+}
+Clients = dict[str, httpx.AsyncClient]
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        configure_logs("gateway", settings)
+        async with AsyncExitStack() as stack:
+            clients: Clients = {}
+            for peer in peers(settings):
+                client = peer.client(
+                    timeout_s=settings.silence_s, max_connections=settings.max_connections
+                )
+                clients[peer.name] = await stack.enter_async_context(client)
+            app.state.clients = clients
+            yield
+
+    app = create_web_app("gateway", settings, description=DESCRIPTION, lifespan=lifespan)
+    configure_traces("gateway", settings, app)
+    app.state.settings = settings
+    for service, routes in ROUTES.items():
+        for method, path in routes:
+            app.add_api_route(
+                path, _forwarded_to(service, settings), methods=[method], include_in_schema=False
+            )
+    original.add_routes(app)
+    _serve_merged_openapi(app)
+    return app
+
+
+def peers(settings: GatewaySettings) -> list[Peer]:
+    """Every service behind the gateway. Raises ConfigurationError when one has no address."""
+    own = next(iter(settings.keys()), None)
+    llm_key = settings.llm_key.get_secret_value() or own
+    # The contract's paths begin with /v1; so do the ones of a server given with its /v1.
+    llm_url = settings.llm_url.rstrip("/").removesuffix("/v1") if settings.llm_url else None
+    return [
+        find_peer("evaluation", settings.evaluation_url, own),
+        find_peer("llm", llm_url, llm_key),
+    ]
+
+
+def _forwarded_to(
+    service: str, settings: GatewaySettings
+) -> Callable[[Request], Awaitable[StreamingResponse]]:
+    async def handler(request: Request) -> StreamingResponse:
+        client: httpx.AsyncClient = request.app.state.clients[service]
+        return await forward(request, client, service, retry_after_s=settings.retry_after_s)
+
+    handler.__name__ = f"forward_to_{service}"
+    return handler
+
+
+def _serve_merged_openapi(app: FastAPI) -> None:
+    own: dict[str, Any] = app.openapi()
+    # FastAPI's own route is replaced by one that asks the services for theirs.
+    app.router.routes = [r for r in app.router.routes if getattr(r, "path", "") != "/openapi.json"]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> dict[str, Any]:
+        return await merged_openapi(own, request.app.state.clients, ROUTES)
