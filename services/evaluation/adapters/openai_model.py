@@ -86,9 +86,17 @@ class OpenAIModel:
             "temperature": call.temperature,
             "seed": call.seed,
             "extra_headers": {"X-Request-Id": call.call_id},
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": call.schema_name, "schema": call.schema, "strict": True},
+            # In extra_body, so that LangChain leaves the reply alone: its own parsing of a
+            # response_format raises on replies that we want to see and name.
+            "extra_body": {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {
+                        "name": call.schema_name,
+                        "schema": call.schema,
+                        "strict": True,
+                    },
+                }
             },
         }
 
@@ -124,6 +132,8 @@ def _as_model_errors() -> Iterator[None]:
         raise _from_status(error.response.status_code, error.response, None) from error
     except (openai.APIError, httpx.HTTPError) as error:
         raise ModelUnavailable("The model cannot be reached or broke off.") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelUnavailable("The model server's reply is not of the OpenAI protocol.") from error
 
 
 def _from_status(

@@ -1,0 +1,186 @@
+"""`make demo`: starts the whole system, evaluates the sample proposals at once, stops cleanly.
+
+Shows what each stage decides as it decides it, and the feedback or summary as it is written.
+`--svg FILE` saves the last screen as a picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from bentos.running import StartError, running_system
+
+HERE = Path(__file__).parent
+STAGES = ("volume", "content", "deliberation")
+COLOURS = {"pass": "green", "fail": "red", "review": "yellow", "skipped": "dim"}
+READ_TIMEOUT_S = 60.0  # a comment line comes every 15 s
+FAILURES = (httpx.HTTPError, KeyError, ValueError)
+
+
+@dataclass
+class Sample:
+    """One proposal on its way through the service, as far as the events have told."""
+
+    file: Path
+    proposal: dict[str, Any]
+    stages: dict[str, str] = field(default_factory=dict)
+    text: str = ""
+    result: dict[str, Any] | None = None
+    error: str = ""
+    seconds: float = 0.0
+
+    def take(self, event: str, data: dict[str, Any]) -> None:
+        if event == "stage":
+            self.stages[data["name"]] = data["state"]
+        elif event == "token":
+            self.text += data["text"]
+        elif event == "result":
+            self.result = data
+        elif event == "error":
+            self.error = data["detail"]
+
+    def view(self) -> Panel:
+        verdict = self.result["verdict"] if self.result else ""
+        colour = "red" if self.error else COLOURS.get(verdict, "blue")
+        lines: list[RenderableType] = [self._stages_line()]
+        if self.result:
+            lines += self._findings()
+        if self.text or self.error:
+            lines.append(Text(self.error or self.text))
+        if self.result:
+            lines += self._closing()
+        name = f"[bold]{self.proposal['title']}[/bold]  [dim]{self.file.name}[/dim]"
+        subtitle = f"{verdict} · {self.seconds:.0f} s" if verdict else None
+        return Panel(Group(*lines), title=name, subtitle=subtitle, border_style=colour,
+                     title_align="left", subtitle_align="right")  # fmt: skip
+
+    def _stages_line(self) -> Table:
+        row = Table.grid(padding=(0, 3))
+        cells: list[RenderableType] = []
+        for stage in STAGES:
+            state = self.stages.get(stage, "")
+            if state == "started":
+                cells.append(Spinner("dots", f"{stage} …", style="blue"))
+            elif state:
+                cells.append(Text(f"{stage} {state}", style=COLOURS[state]))
+            else:
+                cells.append(Text(stage, style="dim"))
+        row.add_row(*cells)
+        return row
+
+    def _findings(self) -> list[RenderableType]:
+        assert self.result is not None
+        _, content, deliberation = self.result["stages"]
+        lines: list[RenderableType] = []
+        if content["total"] is not None:
+            parts = ", ".join(f"{k} {content[k]}" for k in ("message", "target", "relevance"))
+            lines.append(Text(f"content {content['total']}/100 ({parts})", style="dim"))
+        lines += [
+            Text(f"  {r['criterion']}: {r['reason']}", style="dim") for r in content["reasons"]
+        ]
+        if deliberation["grade"] is not None:
+            lines.append(Text(f"age grade {deliberation['grade']} of 4", style="dim"))
+        return lines
+
+    def _closing(self) -> list[RenderableType]:
+        assert self.result is not None
+        summary, feedback = self.result["summary"], self.result["feedback"]
+        if summary:
+            return [Text("# " + "  # ".join(summary["keywords"]), style="cyan")]
+        changes = feedback["suggestions"] if feedback else []
+        return [Text(f"→ {c['about']}: {c['change']}", style="cyan") for c in changes]
+
+
+async def follow(client: httpx.AsyncClient, sample: Sample) -> None:
+    """Sends one proposal and takes its events until the last."""
+    started = time.monotonic()
+    request = client.stream("POST", "/v1/proposals/evaluate/stream", json=sample.proposal)
+    try:
+        async with request as response:
+            if response.is_error:
+                await response.aread()
+                sample.error = response.json()["detail"]
+                return
+            event = ""
+            async for line in response.aiter_lines():
+                if line.startswith("event: "):
+                    event = line.removeprefix("event: ")
+                elif line.startswith("data: "):
+                    sample.take(event, json.loads(line.removeprefix("data: ")))
+    except FAILURES as error:
+        sample.error = f"{type(error).__name__}: {error}"
+    finally:
+        sample.seconds = time.monotonic() - started
+
+
+async def evaluate_all(console: Console, base_url: str, samples: list[Sample]) -> None:
+    timeout = httpx.Timeout(READ_TIMEOUT_S)
+    async with httpx.AsyncClient(base_url=base_url, timeout=timeout) as client:
+        with Live(console=console, refresh_per_second=8, transient=True) as live:
+            work = asyncio.gather(*(follow(client, sample) for sample in samples))
+            while not work.done():
+                live.update(Group(*(sample.view() for sample in samples)))
+                await asyncio.wait({work}, timeout=0.25)
+            await work
+    for sample in samples:
+        console.print(sample.view())
+
+
+def next_steps(console: Console, base_url: str) -> None:
+    console.print(
+        f"""
+[bold]Next:[/bold] [cyan]make serve[/cyan] keeps it running on port 3000. Then, from another terminal:
+
+  curl -s {base_url}/v1/proposals/evaluate -H 'Content-Type: application/json' \\\\
+       -d @examples/1-balcony-garden.json
+
+  /v1/evaluations/<id>/steps shows every message, reply and token; /docs every call.
+""",
+        highlight=False,
+    )
+
+
+@click.command()
+@click.option("--svg", type=click.Path(path_type=Path), help="Save the last screen as a picture.")
+def main(svg: Path | None) -> None:
+    """Evaluate the sample proposals with the system started for it."""
+    console = Console(record=svg is not None, width=100 if svg else None)
+    samples = [
+        Sample(file, json.loads(file.read_text("utf-8"))) for file in sorted(HERE.glob("*.json"))
+    ]
+    started = time.monotonic()
+    try:
+        with (
+            console.status("Starting vLLM and the services (about a minute)") as status,
+            running_system() as system,
+        ):
+            status.stop()
+            console.print(f"Ready after {time.monotonic() - started:.0f} s: {system.model}")
+            asyncio.run(evaluate_all(console, system.base_url, samples))
+            next_steps(console, "http://127.0.0.1:3000")
+    except StartError as error:
+        console.print(f"[red]{error}[/red]")
+        sys.exit(1)
+    console.print("Stopped.")
+    if svg is not None:
+        console.save_svg(str(svg), title="make demo")
+    sys.exit(1 if any(sample.error or not sample.result for sample in samples) else 0)
+
+
+if __name__ == "__main__":
+    main()

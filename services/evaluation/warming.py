@@ -1,0 +1,51 @@
+"""Sends each prompt's static part to the model once, before the first proposal comes.
+
+The prefix cache then holds it and the grammar of its answer is compiled; without this the first
+proposals after a start would each pay for both, at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from services.evaluation.errors import ModelError
+from services.evaluation.journal import Entry
+from services.evaluation.judging import Interviewer
+from services.evaluation.passages import cut
+
+RETRY_S = 2.0
+PROMPTS = ("content", "deliberation", "summary", "feedback")
+log = structlog.get_logger()
+
+
+class Warming:
+    """`is_done` is True once every prompt was sent; until then the service is not ready."""
+
+    def __init__(self, interviewer: Interviewer, version: str, model: str | None) -> None:
+        self._interviewer = interviewer
+        self._version = version
+        self._model = model
+        self.is_done = False
+
+    async def run(self) -> None:
+        """Keeps trying until the model answers; cancelled when the service stops."""
+        for name in PROMPTS:
+            while not await self._sent(name):
+                await asyncio.sleep(RETRY_S)
+        self.is_done = True
+        log.info("prompts warmed", prompt_version=self._version)
+
+    async def _sent(self, name: str) -> bool:
+        prompt = self._interviewer.library.get(self._version, name)
+        messages = prompt.render(cut("-", "-"), media_type="-", category=None, language="ko")
+        entry = Entry(name, 1, {})
+        call = self._interviewer.call(prompt, messages, entry, f"warming-{name}", self._model)
+        try:
+            await self._interviewer.model.ask(replace(call, max_tokens=1))
+        except ModelError as error:
+            log.info("the model is not ready yet", reason=str(error))
+            return False
+        return True
