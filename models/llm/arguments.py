@@ -125,6 +125,9 @@ def vllm_command(
     the next one gets a 503: vLLM's own flag counts waiting and running together. Keep `host` on
     loopback or a private network, for vLLM's /metrics, /tokenize and /invocations know no key.
     `extra` goes last, so that an operator's flag wins. `prefix_caching` is for benchmarks.
+
+    On a CPU nothing is compiled, which halves the time to start. A server that seldom restarts may
+    pass `--no-enforce-eager` in `extra` and decodes a third to a half faster.
     """
     return [
         *(sys.executable, "-m", VLLM_MODULE, "--model", model.path),

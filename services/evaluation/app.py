@@ -136,14 +136,10 @@ def is_ready(app: FastAPI) -> bool:
 
 def add_routes(app: FastAPI) -> None:
     @app.post("/v1/proposals/evaluate", tags=["proposals"])
-    async def evaluate(
-        proposal: Proposal, request: Request, evaluator: TheEvaluator
-    ) -> Evaluation:
+    async def evaluate(proposal: Proposal, request: Request, evaluator: TheEvaluator) -> Evaluation:
         """Evaluate one proposal and wait for the result."""
         with as_problems(request):
-            return await until_hang_up(
-                request, evaluator.evaluate(proposal, current_request_id())
-            )
+            return await until_hang_up(request, evaluator.evaluate(proposal, current_request_id()))
 
     @app.post(
         "/v1/proposals/evaluate/stream", tags=["proposals"], response_class=EventSourceResponse
@@ -159,9 +155,7 @@ def add_routes(app: FastAPI) -> None:
     async def summarize(proposal: Proposal, request: Request, evaluator: TheEvaluator) -> Summary:
         """Summarise a proposal without judging it."""
         with as_problems(request):
-            return await until_hang_up(
-                request, evaluator.summarize(proposal, current_request_id())
-            )
+            return await until_hang_up(request, evaluator.summarize(proposal, current_request_id()))
 
     @app.get("/v1/evaluations/{evaluation_id}", tags=["evaluations"])
     async def get_evaluation(

@@ -1,12 +1,12 @@
 """What can go wrong inside an evaluation.
 
-    ModelError
-    ├── ModelUnavailable   the server cannot be reached, is full or broke off: 503, try later
-    ├── ModelTimedOut      one call took longer than `call_timeout_s`: the stage is a review
-    ├── ModelRefused       the server would not take the call (too long, unknown model)
-    └── AnswerInvalid      an answer came that does not count: the stage is a review
-    UnknownPrompt          no such prompt version: 422
-    StorageUnavailable     the database did not take or give an evaluation: 503
+ModelError
+├── ModelUnavailable   the server cannot be reached, is full or broke off: 503, try later
+├── ModelTimedOut      one call took longer than `call_timeout_s`: the stage is a review
+├── ModelRefused       the server would not take the call (too long, unknown model)
+└── AnswerInvalid      an answer came that does not count: the stage is a review
+UnknownPrompt          no such prompt version: 422
+StorageUnavailable     the database did not take or give an evaluation: 503
 """
 
 from __future__ import annotations

@@ -177,19 +177,27 @@ class Evaluator:
         return _run(run.id, parent_id, None, plan, request_id)
 
     async def _finish(self, run: _Run, emit: Any = None) -> Evaluation:
-        work = Work(self._interviewer, self._meter, self._texts, run.journal)
+        work = Work(
+            interviewer=self._interviewer,
+            meter=self._meter,
+            thresholds=self._settings.volume_thresholds(),
+            texts=self._texts,
+            journal=run.journal,
+        )
         log.info("evaluation started", evaluation_id=run.id, parent_id=run.parent_id)
+        state: dict[str, Any] = {}
         async with asyncio.timeout(self._settings.deadline_s):
-            async for event in self._graph.astream(
+            async for mode, data in self._graph.astream(
                 run.state,
                 _config(run.id),
                 context=work,
-                stream_mode="custom",
+                stream_mode=["custom", "values"],
                 durability="exit",
             ):
-                if emit is not None:
-                    emit(event)
-            state = (await self._graph.aget_state(_config(run.id))).values
+                if mode == "values":
+                    state = data
+                elif emit is not None:
+                    emit(data)
             evaluation = _evaluation(run, state)
             steps = Steps(
                 evaluation_id=run.id, request_id=run.journal.request_id, steps=run.journal.steps

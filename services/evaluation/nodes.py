@@ -7,7 +7,7 @@ graph as an error, because then there is nothing to look at and everything to tr
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict, TypeVar
 
@@ -31,6 +31,7 @@ from services.evaluation.schemas import (
     ContentStage,
     DeliberationStage,
     Feedback,
+    MediaType,
     Outcome,
     Proposal,
     Stage,
@@ -40,7 +41,7 @@ from services.evaluation.schemas import (
     VolumeStage,
 )
 from services.evaluation.texts import Texts
-from services.evaluation.volume import VolumeMeter, judge, thresholds_for
+from services.evaluation.volume import VolumeMeter, VolumeThresholds, judge
 
 S = TypeVar("S", ContentStage, DeliberationStage)
 STAGES: dict[StageName, type[BaseModel]] = {
@@ -81,6 +82,7 @@ class Work:
 
     interviewer: Interviewer
     meter: VolumeMeter
+    thresholds: Mapping[MediaType, VolumeThresholds]
     texts: Texts
     journal: Journal
 
@@ -95,7 +97,7 @@ async def volume(state: State, runtime: Runtime[Work]) -> Update:
     started = time.perf_counter()
     with runtime.context.journal.step("volume", {"proposal": state["proposal"]}) as entry:
         reading = runtime.context.meter.measure(proposal.title, proposal.content)
-        judgement = judge(reading, thresholds_for(proposal.media_type))
+        judgement = judge(reading, runtime.context.thresholds[proposal.media_type])
         stage = VolumeStage(
             outcome=Outcome.PASS if judgement.is_enough else Outcome.FAIL,
             duration_ms=_since(started),

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from services.evaluation.schemas import MediaType
+from services.evaluation.volume import VolumeThresholds
 from services.shared.settings import ServiceSettings, everywhere
 
 
@@ -31,6 +33,13 @@ class EvaluationSettings(ServiceSettings):
         description="postgresql://... for several replicas; None: a SQLite file in JOING_HOME.",
     )
     prompt_version: str = Field("2", description="A folder of services/evaluation/prompts.")
+    volume_short_form: VolumeThresholds = Field(
+        default_factory=VolumeThresholds.short_form,
+        description="What is enough for a short video, as a JSON object; calibrated defaults.",
+    )
+    volume_long_form: VolumeThresholds = Field(
+        default_factory=VolumeThresholds.long_form, description="The same for a long video."
+    )
     content_threshold: int = Field(
         65, ge=0, le=100, description="Content points from which a proposal passes."
     )
@@ -57,3 +66,6 @@ class EvaluationSettings(ServiceSettings):
 
     def sqlite_path(self) -> Path:
         return self.home / "joing.sqlite3"
+
+    def volume_thresholds(self) -> dict[MediaType, VolumeThresholds]:
+        return {"short_form": self.volume_short_form, "long_form": self.volume_long_form}

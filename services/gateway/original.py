@@ -44,7 +44,9 @@ class OriginalRequest(BaseModel):
 
     def proposal(self) -> dict[str, Any]:
         """The same as a body of POST /v1/proposals/evaluate."""
-        features = {name: _as_text(value) for name, value in (self.additional_features or {}).items()}
+        features = {
+            name: _as_text(value) for name, value in (self.additional_features or {}).items()
+        }
         return {
             "title": self.title,
             "content": self.content,

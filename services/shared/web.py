@@ -310,9 +310,7 @@ class BodyLimit:
 
     def too_large(self) -> TooLarge:
         message = f"is over {self.max_bytes} bytes; send less"
-        return TooLarge(
-            f"The body {message}.", errors=[FieldError(field="body", message=message)]
-        )
+        return TooLarge(f"The body {message}.", errors=[FieldError(field="body", message=message)])
 
 
 class ClientGone(Problem):

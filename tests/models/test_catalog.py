@@ -33,10 +33,9 @@ def registry(package: str) -> set[str]:
     if found is None or not found.submodule_search_locations:
         pytest.skip("vLLM is not installed")
     source = Path(found.submodule_search_locations[0]) / package / "__init__.py"
-    tables = [
-        node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Dict)
-    ]
-    return {key.value for table in tables for key in table.keys if isinstance(key, ast.Constant)}
+    nodes = ast.walk(ast.parse(source.read_text()))
+    keys = [key for table in nodes if isinstance(table, ast.Dict) for key in table.keys]
+    return {str(key.value) for key in keys if isinstance(key, ast.Constant)}
 
 
 def test_the_default_is_a_row_that_needs_no_account() -> None:

@@ -69,9 +69,7 @@ class Prompt:
         messages = [Message(role="system", content=self.instructions)]
         for example in self.examples:
             passages = cut(example.title, example.content)
-            turn = proposal_turn(
-                passages, example.media_type, example.category, example.language
-            )
+            turn = proposal_turn(passages, example.media_type, example.category, example.language)
             answer = json.dumps(example.answer, ensure_ascii=False, separators=(",", ":"))
             messages.append(Message(role="user", content=turn))
             messages.append(Message(role="assistant", content=answer))
