@@ -144,7 +144,7 @@ async def evaluate_all(console: Console, base_url: str, samples: list[Sample]) -
 def next_steps(console: Console, base_url: str) -> None:
     console.print(
         f"""
-[bold]Next:[/bold] [cyan]make serve[/cyan] keeps it running on port 3000. Then, from another terminal:
+[bold]Next:[/bold] [cyan]make serve[/cyan] keeps it running on port 3000. From another terminal:
 
   curl -s {base_url}/v1/proposals/evaluate -H 'Content-Type: application/json' \\\\
        -d @examples/1-balcony-garden.json

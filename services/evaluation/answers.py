@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.evaluation.passages import MAX_PASSAGES
-from services.evaluation.schemas import CRITERIA, Criterion
+from services.evaluation.schemas import CRITERIA, Aspect, Criterion
 
 REASON_CHARACTERS = 120
 
@@ -27,15 +27,17 @@ class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Judged30(_Answer):
+class _Judged(_Answer):
     reason: Reasoning
     passage: Citation
+    score: int
+
+
+class _Judged30(_Judged):
     score: int = Field(ge=0, le=30)
 
 
-class _Judged40(_Answer):
-    reason: Reasoning
-    passage: Citation
+class _Judged40(_Judged):
     score: int = Field(ge=0, le=40)
 
 
@@ -45,6 +47,9 @@ class ContentAnswer(_Answer):
     message: _Judged30
     target: _Judged30
     relevance: _Judged40
+
+    def judged(self) -> dict[Aspect, _Judged]:
+        return {"message": self.message, "target": self.target, "relevance": self.relevance}
 
 
 class _Claim(_Answer):

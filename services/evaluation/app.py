@@ -200,7 +200,7 @@ async def sse(
                 yield _wire_event(event)
     except Problem as problem:
         yield ServerSentEvent(event="error", raw_data=problem.body().model_dump_json())
-    except Exception as error:  # noqa: BLE001 - the HTTP edge of a stream
+    except Exception as error:  # the HTTP edge of a stream
         log.error("unexpected error in a stream", exc_info=error)
         internal = Internal("Something went wrong on our side; the request id names it in our log.")
         yield ServerSentEvent(event="error", raw_data=internal.body().model_dump_json())

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import structlog
@@ -195,7 +195,7 @@ class Evaluator:
                 durability="exit",
             ):
                 if mode == "values":
-                    state = data
+                    state = cast(dict[str, Any], data)
                 elif emit is not None:
                     emit(data)
             evaluation = _evaluation(run, state)

@@ -32,11 +32,7 @@ def content_stage(answer: ContentAnswer, passages: Passages, threshold: int) -> 
     """The stage that one answer amounts to. A reason that rests on no passage is kept: a missing
     audience has no sentence to quote. A passage that does not exist is `quote_not_found`.
     """
-    judged = {
-        "message": answer.message,
-        "target": answer.target,
-        "relevance": answer.relevance,
-    }
+    judged = answer.judged()
     total = sum(part.score for part in judged.values())
     invented = any(part.passage > len(passages.texts) for part in judged.values())
     return ContentStage(
@@ -47,13 +43,7 @@ def content_stage(answer: ContentAnswer, passages: Passages, threshold: int) -> 
         total=total,
         threshold=threshold,
         reasons=[
-            Reason.model_validate(
-                {
-                    "criterion": name,
-                    "reason": part.reason,
-                    "quote": passages.quote(part.passage),
-                }
-            )
+            Reason(criterion=name, reason=part.reason, quote=passages.quote(part.passage))
             for name, part in judged.items()
         ],
         review_reasons=["quote_not_found"] if invented else [],

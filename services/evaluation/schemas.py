@@ -18,6 +18,7 @@ MediaType = Literal["short_form", "long_form"]
 StageName = Literal["volume", "content", "deliberation"]
 ReplayStage = Literal["volume", "content", "deliberation", "writing"]
 Criterion = Literal["theme", "sexuality", "violence", "horror", "language", "drugs", "imitation"]
+Aspect = Literal["message", "target", "relevance"]
 CRITERIA: tuple[Criterion, ...] = (
     "theme", "sexuality", "violence", "horror", "language", "drugs", "imitation",
 )  # fmt: skip
@@ -147,7 +148,7 @@ class VolumeStage(_Stage):
 class Reason(_Wire):
     """Why a criterion of the content stage got its score."""
 
-    criterion: Literal["message", "target", "relevance"]
+    criterion: Aspect
     reason: str = Field(description="At most 200 characters, in the proposal's language.")
     quote: str | None = Field(description="The sentence of the proposal that it rests on.")
 

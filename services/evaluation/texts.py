@@ -21,7 +21,8 @@ QUOTE_CHARACTERS = 60
 class Texts:
     """The texts of one file, in both languages."""
 
-    def __init__(self, path: Path = Path(__file__).with_name("texts.toml")) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        path = path or Path(__file__).with_name("texts.toml")
         self._by_language: dict[str, dict[str, str]] = tomllib.loads(path.read_text("utf-8"))
 
     def say(self, language: Language, key: str, **values: object) -> str:

@@ -33,7 +33,7 @@ class Warming:
     async def run(self) -> None:
         """Keeps trying until the model answers; cancelled when the service stops."""
         for name in PROMPTS:
-            while not await self._sent(name):
+            while not await self._sent(name):  # noqa: ASYNC110 - the model tells nobody when it is up
                 await asyncio.sleep(RETRY_S)
         self.is_done = True
         log.info("prompts warmed", prompt_version=self._version)

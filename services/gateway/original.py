@@ -6,13 +6,14 @@ Requests come in snake_case, in camelCase, and with `additional_Features`.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from services.gateway.settings import GatewaySettings
@@ -156,4 +157,4 @@ def _pass_back(answer: httpx.Response) -> Response:
 def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_as_text(item) for item in value)
-    return value if isinstance(value, str) else JSONResponse(value).body.decode()
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -264,7 +264,7 @@ class KeyCheck:
             return Unauthorized("Send a key: Authorization: Bearer <key>.")
         offered = token.strip().encode()
         # Every key is compared, in constant time: timing tells nothing about them.
-        if not any([hmac.compare_digest(offered, key) for key in self.keys]):
+        if sum(hmac.compare_digest(offered, key) for key in self.keys) == 0:
             return Unauthorized("This key is not known here.")
         return None
 

@@ -7,14 +7,13 @@ every wait is bounded by `timeout_s`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import openai
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages import convert_to_messages
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
@@ -127,9 +126,9 @@ def _as_model_errors() -> Iterator[None]:
     except (TimeoutError, openai.APITimeoutError, httpx.TimeoutException) as error:
         raise ModelTimedOut("The model took too long.") from error
     except openai.APIStatusError as error:
-        raise _from_status(error.status_code, error.response, error.body) from error
+        raise _from_status(error.status_code, error.response.headers, error.body) from error
     except httpx.HTTPStatusError as error:
-        raise _from_status(error.response.status_code, error.response, None) from error
+        raise _from_status(error.response.status_code, error.response.headers, None) from error
     except (openai.APIError, httpx.HTTPError) as error:
         raise ModelUnavailable("The model cannot be reached or broke off.") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -137,12 +136,12 @@ def _as_model_errors() -> Iterator[None]:
 
 
 def _from_status(
-    status: int, response: httpx.Response, body: object
+    status: int, headers: Mapping[str, str], body: object
 ) -> ModelUnavailable | ModelTimedOut | ModelRefused:
     if status == 504:
         return ModelTimedOut("The model took too long.")
     if status == 429 or status >= 500:
-        wait = response.headers.get("retry-after", "")
+        wait = headers.get("retry-after", "")
         return ModelUnavailable(
             f"The model server answered {status}.", int(wait) if wait.isdigit() else None
         )

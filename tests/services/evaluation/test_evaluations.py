@@ -10,7 +10,6 @@ import pytest
 
 from services.evaluation.schemas import Evaluation, Steps
 from tests.fakes.scripted_llm import GOOD_CONTENT, GOOD_SUMMARY, Act, ScriptedLLM
-from tests.services.evaluation.conftest import steps_of
 
 
 def evaluate(client: httpx.Client, proposal: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +92,8 @@ def test_the_steps_of_a_failure_name_it(
     client: httpx.Client, llm: ScriptedLLM, proposal: dict[str, Any]
 ) -> None:
     llm.script["ContentAnswer"] = Act("nonsense")
-    steps = steps_of(client, evaluate(client, proposal))
+    evaluation = evaluate(client, proposal)
+    steps = client.get(f"/v1/evaluations/{evaluation['id']}/steps").json()["steps"]
     content = next(step for step in steps if step["node"] == "content")
     assert content["reply"] == "nonsense"
     assert "AnswerInvalid" in content["error"]

@@ -1,9 +1,8 @@
-"""The evaluation service over HTTP, in front of a model that does what a test says."""
+"""Services over HTTP, in front of a model that does what a test says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +10,8 @@ import pytest
 
 from services.evaluation.app import create_app
 from services.evaluation.settings import EvaluationSettings
+from services.gateway.app import create_app as create_gateway
+from services.gateway.settings import GatewaySettings
 from tests.fakes.scripted_llm import ScriptedLLM, served, served_app
 
 CALL_TIMEOUT_S = 1.0
@@ -50,6 +51,15 @@ def client(evaluation_url: str, llm: ScriptedLLM) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def gateway_url(_scripted: ScriptedLLM, evaluation_url: str) -> Iterator[str]:
+    settings = GatewaySettings(
+        evaluation_url=evaluation_url, llm_url=_scripted.base_url, log_level="error"
+    )
+    with served_app(create_gateway(settings)) as base_url:
+        yield base_url
+
+
 @pytest.fixture
 def proposal() -> dict[str, Any]:
     return {
@@ -63,13 +73,3 @@ def proposal() -> dict[str, Any]:
         ),
         "media_type": "long_form",
     }
-
-
-def steps_of(client: httpx.Client, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = client.get(f"/v1/evaluations/{evaluation['id']}/steps")
-    assert answer.status_code == 200
-    steps: list[dict[str, Any]] = answer.json()["steps"]
-    return steps
-
-
-SAMPLES = Path(__file__).parents[3] / "examples"
