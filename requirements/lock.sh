@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")"
 uv=${1:-uv}
 common="--universal --python-version 3.11 --no-header --no-annotate --extra evaluation --extra gateway"
-not_cpu="^(torch|torchvision|torchaudio|torchcodec|triton|nvidia-.*|cuda-.*)=="
+not_cpu="^(torch|torchvision|torchaudio|torchcodec|triton|nvidia-[^m].*|cuda-.*)=="
 $uv pip compile -q $common --extra llm-cpu --extra dev --override overrides.txt ../pyproject.toml \
   | grep -vE "$not_cpu" > cpu.txt
 env -u UV_FIND_LINKS $uv pip compile -q $common --extra llm-gpu ../pyproject.toml > gpu.txt

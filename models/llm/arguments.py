@@ -127,7 +127,7 @@ def vllm_command(
     `extra` goes last, so that an operator's flag wins. `prefix_caching` is for benchmarks.
 
     On a CPU nothing is compiled, which halves the time to start. A server that seldom restarts may
-    pass `--no-enforce-eager` in `extra` and decodes a third to a half faster.
+    pass `--no-enforce-eager` in `extra` and decode somewhat faster.
     """
     return [
         *(sys.executable, "-m", VLLM_MODULE, "--model", model.path),

@@ -1,0 +1,1 @@
+"""Load tests and benchmarks: how much a running Joing holds, and what its parts cost."""

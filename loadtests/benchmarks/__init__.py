@@ -1,0 +1,1 @@
+"""Benchmarks of single parts: each prints a table, then one line of JSON with its ratios."""

@@ -1,0 +1,1 @@
+"""LLM: one open language model behind vLLM's OpenAI-compatible API."""
