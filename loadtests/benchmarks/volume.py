@@ -1,7 +1,8 @@
 """Accuracy and speed of the volume stage: `python -m loadtests.benchmarks.volume`.
 
 Accuracy is over tests/data/volume.jsonl; thresholds were chosen on its calibration split, so the
-holdout figure is the one to quote. Times are of one thread, after warm-up.
+holdout figure is the one to quote. Times are of one thread, after warm-up: CPU time is what the
+stage costs, wall time also waits for whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ class Judged(NamedTuple):
 
 
 class Timing(NamedTuple):
-    p50_ms: float
-    p99_ms: float
+    """Milliseconds for one text."""
+
+    cpu_p50: float
+    cpu_p99: float
+    wall_p50: float
+    wall_p99: float
 
 
 def main() -> None:
@@ -51,7 +56,8 @@ def main() -> None:
     ratios = {
         "accuracy": _accuracy(judged),
         "accuracy_holdout": _accuracy(j for j in judged if j.row["split"] == "holdout"),
-        "p99_ms_2500": max(timing.p99_ms for timing in timings.values()),
+        "p99_ms_2500": max(timing.cpu_p99 for timing in timings.values()),
+        "p99_wall_ms_2500": max(timing.wall_p99 for timing in timings.values()),
     }
     rounded = {name: round(ratio, 4) for name, ratio in ratios.items()}
     print(json.dumps({"bench": "volume", "ratios": rounded, "machine": describe_machine()}))
@@ -85,13 +91,17 @@ def _long_texts(rows: list[Row]) -> dict[str, str]:
 
 
 def _time(meter: VolumeMeter, text: str) -> Timing:
-    spent = []
+    cpu_ms, wall_ms = [], []
     for _ in range(WARM_UP_RUNS + TIMED_RUNS):
-        started = time.perf_counter()
+        cpu, wall = time.thread_time(), time.perf_counter()
         meter.measure("제목", text)
-        spent.append((time.perf_counter() - started) * 1000)
-    percentiles = statistics.quantiles(spent[WARM_UP_RUNS:], n=100)
-    return Timing(p50_ms=percentiles[49], p99_ms=percentiles[98])
+        cpu_ms.append((time.thread_time() - cpu) * 1000)
+        wall_ms.append((time.perf_counter() - wall) * 1000)
+    cpu_percentiles = statistics.quantiles(cpu_ms[WARM_UP_RUNS:], n=100)
+    wall_percentiles = statistics.quantiles(wall_ms[WARM_UP_RUNS:], n=100)
+    return Timing(
+        cpu_percentiles[49], cpu_percentiles[98], wall_percentiles[49], wall_percentiles[98]
+    )
 
 
 def _accuracy_table(judged: list[Judged]) -> Table:
@@ -115,9 +125,10 @@ def _confusion_table(judged: list[Judged]) -> Table:
 
 
 def _timing_table(timings: dict[str, Timing]) -> Table:
-    table = Table("text", "p50 ms", "p99 ms", title=f"Time for {CHARACTERS:,} characters")
+    columns = ("text", "CPU p50", "CPU p99", "wall p50", "wall p99")
+    table = Table(*columns, title=f"Milliseconds for {CHARACTERS:,} characters")
     for kind, timing in timings.items():
-        table.add_row(kind, f"{timing.p50_ms:.2f}", f"{timing.p99_ms:.2f}")
+        table.add_row(kind, *(f"{milliseconds:.2f}" for milliseconds in timing))
     return table
 
 
