@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEM = "bentos.system:Joing"
 LOG_TAIL_LINES = 40
+GRACE_S = 45  # longer than the llm service drains by default
 
 
 class StartError(Exception):
@@ -42,6 +44,8 @@ def serve_command(target: str, *, host: str, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "bentoml", "serve", target),
         *("--working-dir", str(ROOT), "--host", host, "--port", str(port)),
+        # BentoML would wait a day for the last answer.
+        *("--timeout-graceful-shutdown", str(GRACE_S)),
     ]
 
 
@@ -117,14 +121,27 @@ def wait_until_ready(
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """SIGTERM, then after `timeout_s` SIGKILL to everything it started."""
+    """SIGTERM, then after `timeout_s` SIGKILL to everything it started, wherever that moved to."""
+    started = descendants(process.pid)
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout_s)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(10)
+    _, alive = psutil.wait_procs(started, timeout=timeout_s)
+    for left in alive:
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+    if process.poll() is None:
+        process.kill()
+        process.wait(10)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Every process that `pid` started, directly or not; none when it is gone."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def tail(log: Path) -> str:

@@ -13,9 +13,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.evaluation.passages import MAX_PASSAGES
-from services.evaluation.schemas import CRITERIA, Aspect, Criterion
+from services.evaluation.schemas import CRITERIA, Aspect, Criterion, Language
 
-REASON_CHARACTERS = 120
+REASON_CHARACTERS = 100
+# A small model takes a key called "language" for the language of its answer.
+ASKED_AS: dict[Criterion, str] = {"language": "swearing"}
 
 Citation = Annotated[
     int, Field(ge=0, le=MAX_PASSAGES, description="Number of a passage; 0 when there is none.")
@@ -64,12 +66,14 @@ class DeliberationAnswer(_Answer):
     sexuality: _Claim
     violence: _Claim
     horror: _Claim
-    language: _Claim
+    swearing: _Claim
     drugs: _Claim
     imitation: _Claim
 
     def claims(self) -> dict[Criterion, _Claim]:
-        return {criterion: getattr(self, criterion) for criterion in CRITERIA}
+        return {
+            criterion: getattr(self, ASKED_AS.get(criterion, criterion)) for criterion in CRITERIA
+        }
 
 
 class SummaryAnswer(_Answer):
@@ -95,8 +99,8 @@ ANSWERS: dict[str, type[BaseModel]] = {
 }
 
 
-def json_schema(answer: type[BaseModel]) -> dict[str, Any]:
-    """The answer's JSON schema with every reference resolved in place.
+def json_schema(answer: type[BaseModel], language: Language) -> dict[str, Any]:
+    """The answer's JSON schema with every reference resolved in place, for prose in `language`.
 
     Small grammars compile faster, and models that see the schema read it top to bottom.
     """
@@ -110,7 +114,16 @@ def json_schema(answer: type[BaseModel]) -> dict[str, Any]:
             return node
         if "$ref" in node:
             return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
-        return {k: resolve(v) for k, v in node.items() if k not in ("title", "description")}
+        kept = {k: resolve(v) for k, v in node.items() if k not in ("title", "description")}
+        return _in_korean(kept) if language == "ko" and "minLength" in kept else kept
 
     resolved: dict[str, Any] = resolve(schema)
     return resolved
+
+
+def _in_korean(text: dict[str, Any]) -> dict[str, Any]:
+    """A string that begins with a Hangul syllable: small models answer Korean text in English
+    unless the first syllable holds them to it. The pattern bounds the length as maxLength did.
+    """
+    pattern = f'^[가-힣][^"\\\\\\x00-\\x1f]{{0,{text["maxLength"] - 1}}}$'
+    return {"type": "string", "pattern": pattern}

@@ -123,7 +123,12 @@ class Evaluator:
             )
             with journal.step("summary", {}) as entry:
                 call = self._interviewer.call(
-                    prompt, messages, entry, f"{request_id}-summary", self._settings.llm_model
+                    prompt,
+                    messages,
+                    entry,
+                    language=proposal.answer_language,
+                    call_id=f"{request_id}-summary",
+                    model=self._settings.llm_model,
                 )
                 answer = await self._interviewer.ask(call, SummaryAnswer, entry)
             return summary_of(proposal, answer)

@@ -14,7 +14,7 @@ from services.evaluation.journal import Entry
 from services.evaluation.policy import SECOND_RUN_SEED, SECOND_RUN_TEMPERATURE
 from services.evaluation.ports import Call, LanguageModel, Reply
 from services.evaluation.prompts.library import Prompt, PromptLibrary
-from services.evaluation.schemas import Message
+from services.evaluation.schemas import Language, Message
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -27,16 +27,23 @@ class Interviewer:
     library: PromptLibrary
 
     def call(
-        self, prompt: Prompt, messages: list[Message], entry: Entry, call_id: str, name: str | None
+        self,
+        prompt: Prompt,
+        messages: list[Message],
+        entry: Entry,
+        *,
+        language: Language,
+        call_id: str,
+        model: str | None,
     ) -> Call:
         """The call for `prompt`; the second attempt of a step is not greedy."""
         call = Call(
             messages=tuple(messages),
             schema_name=prompt.head.answer,
-            schema=self.library.schema(prompt),
+            schema=self.library.schema(prompt, language),
             max_tokens=prompt.head.max_tokens,
             call_id=call_id,
-            model=name,
+            model=model,
             temperature=SECOND_RUN_TEMPERATURE if entry.attempt > 1 else 0.0,
             seed=SECOND_RUN_SEED if entry.attempt > 1 else 1,
         )

@@ -256,8 +256,9 @@ async def _ask(
             prompt,
             _messages(state, prompt, passages, ()),
             entry,
-            f"{work.journal.request_id}-{name}-{attempt}",
-            state["plan"]["model"],
+            language=_proposal(state).answer_language,
+            call_id=f"{work.journal.request_id}-{name}-{attempt}",
+            model=state["plan"]["model"],
         )
         return await work.interviewer.ask(call, answer, entry), passages
 
@@ -272,8 +273,14 @@ async def _write(
     given = {"proposal": state["proposal"], "findings": list(findings)}
     with work.journal.step(name, given) as entry:
         messages = _messages(state, prompt, _passages(state), findings)
-        call_id = f"{work.journal.request_id}-{name}"
-        call = work.interviewer.call(prompt, messages, entry, call_id, state["plan"]["model"])
+        call = work.interviewer.call(
+            prompt,
+            messages,
+            entry,
+            language=_proposal(state).answer_language,
+            call_id=f"{work.journal.request_id}-{name}",
+            model=state["plan"]["model"],
+        )
         async for piece in work.interviewer.stream(call, answer, entry):
             if not isinstance(piece, str):
                 return piece

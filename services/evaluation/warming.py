@@ -42,7 +42,9 @@ class Warming:
         prompt = self._interviewer.library.get(self._version, name)
         messages = prompt.render(cut("-", "-"), media_type="-", category=None, language="ko")
         entry = Entry(name, 1, {})
-        call = self._interviewer.call(prompt, messages, entry, f"warming-{name}", self._model)
+        call = self._interviewer.call(
+            prompt, messages, entry, language="ko", call_id=f"warming-{name}", model=self._model
+        )
         try:
             await self._interviewer.model.ask(replace(call, max_tokens=1))
         except ModelError as error:

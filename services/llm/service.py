@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import bentoml
 
-from services.llm.app import create_app, is_ready, more_metrics
-from services.llm.metrics import AppendMetrics
+from services.llm.app import create_app, is_ready, vllm_metrics
 from services.llm.settings import LLMSettings
 from services.shared.serving import service_options
 
@@ -21,5 +20,6 @@ class LLM:
     def __is_ready__(self) -> bool:
         return is_ready(app)
 
-
-LLM.add_asgi_middleware(AppendMetrics, more=lambda: more_metrics(app))
+    async def __metrics__(self, own: str) -> str:
+        """BentoML's families and vLLM's, each once."""
+        return own + await vllm_metrics(app)

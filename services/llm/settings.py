@@ -40,19 +40,30 @@ class LLMSettings(ServiceSettings):
         128, ge=0, le=65_536, description="Requests that may wait; more are told to come back."
     )
     retry_after_s: int = Field(5, ge=1, le=600, description="What the ones turned away are told.")
-    silence_s: float = Field(
-        600.0, gt=0, le=7_200, description="Seconds that vLLM may stay silent in a reply; then 504."
+    request_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        le=7_200,
+        description="Seconds from a request's first byte to the last of its reply; then 504.",
     )
     start_timeout_s: float = Field(
         900.0, gt=0, le=7_200, description="Seconds that vLLM may take to start; then again."
+    )
+    unresponsive_s: float = Field(
+        60.0, gt=0, le=3_600, description="Seconds without a word from vLLM before a restart."
     )
     restart_first_s: float = Field(
         1.0, gt=0, le=600, description="Wait before the first restart; it doubles each time."
     )
     restart_last_s: float = Field(60.0, gt=0, le=3_600, description="The longest such wait.")
     drain_s: float = Field(
-        30.0, gt=0, le=3_600, description="Seconds that running requests have at shutdown."
+        30.0,
+        gt=0,
+        le=3_600,
+        description="Seconds that running requests have at shutdown, and vLLM after.",
     )
     kv_cache_gib: int = Field(2, ge=1, le=1_024, description="On a CPU; a GPU sizes its own.")
     prefix_caching: bool = Field(True, description="Off only to measure what it brings.")
-    max_body_bytes: int = Field(4 * 2**20, ge=1_024, le=64 * 2**20)
+    max_body_bytes: int = Field(
+        4 * 2**20, ge=1_024, le=64 * 2**20, description="Bytes of a request body; more is a 413."
+    )

@@ -1,50 +1,81 @@
 """Keeps one server process running: starts it, watches it, starts it again when it dies.
 
-    starting ──healthy, and does as asked──> ready ──dies──> waiting ──> starting
-        └────────────dies or is late─────────────────────────^
-    any of them ──stop()──> stopped
+    starting ──answers, and does as asked──> ready ──dies, or falls silent──> waiting ──> starting
+        │──answers, does not do as asked───> unfit ──dies─────────────────────^
+        └──dies, is late, cannot start────────────────────────────────────────^
+    any of them ──stop()──> stopping ──> stopped
 
-Knows nothing of HTTP routes; the process is any command that serves /health on a port.
+Knows nothing of HTTP routes or of vLLM; the process is any command that serves /health on a port.
+The launcher beside this file sees to it that no process is left, whichever way this one goes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import logging
 import os
 import random
+import re
 import signal
 import socket
+import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 import httpx
 import structlog
 
-LOG_LINES_KEPT = 40
-POLL_S = 0.25
-POLL_TIMEOUT_S = 5.0
-LONG_LINE_BYTES = 1 << 20
-PR_SET_PDEATHSIG = 1
-log = structlog.get_logger()
+from services.llm.launcher import LINGER_S
 
-Command = Callable[[int], list[str]]
-Probe = Callable[[str], Awaitable[None]]
+LAUNCHER = Path(__file__).with_name("launcher.py")
+LOG_LINES_KEPT = 40
+LINE_BYTES = 1 << 16
+POLL_EVERY_S = 0.25
+HEALTH_EVERY_S = 2.0
+HEALTH_TIMEOUT_S = 5.0
+KILLED_WITHIN_S = 10.0
+# Our keys are not the process's business, and in BentoML's folder for metrics
+# (PROMETHEUS_MULTIPROC_DIR) its own would be taken for ours.
+NOT_INHERITED = ("JOING_", "BENTOML_", "PROMETHEUS_")
+LEVEL = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
+LEVEL_WITHIN = 100
+log = structlog.get_logger()
 
 
 class State(StrEnum):
     STARTING = "starting"
     READY = "ready"
+    UNFIT = "unfit"
     WAITING = "waiting"
+    STOPPING = "stopping"
     STOPPED = "stopped"
 
 
+class CannotStart(Exception):
+    """There is nothing to run yet; the message tells the operator what to do."""
+
+
 class NotAsAsked(Exception):
-    """The server runs and does not do what it must; restarting would not help by itself."""
+    """The server runs and does not do what it must; starting it again would not help."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to run: an argv, and variables on top of this process's own."""
+
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+LaunchOn = Callable[[int], Launch]
+"""From a port to what serves on it, asked anew at every start. May raise CannotStart."""
+Probe = Callable[[str], Awaitable[None]]
+"""Asked once a start, with the base URL. Raises NotAsAsked, or httpx.HTTPError to try again."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +83,21 @@ class Patience:
     """How long to wait for what, in seconds."""
 
     start_s: float
+    silent_s: float
     restart_first_s: float
     restart_last_s: float
     drain_s: float
 
 
 class Supervisor:
-    """`command(port)` is the argv; `probe(base_url)` raises NotAsAsked when it must not be used."""
+    """Owns the process. One event loop; `start` once, `stop` at the end."""
 
-    def __init__(
-        self, command: Command, environment: dict[str, str], probe: Probe, patience: Patience
-    ) -> None:
-        self._command = command
-        self._environment = {**os.environ, **environment}
+    def __init__(self, launch: LaunchOn, probe: Probe, patience: Patience) -> None:
+        self._launch = launch
         self._probe = probe
         self._patience = patience
+        self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._loop: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=LOG_LINES_KEPT)
         self.state = State.STOPPED
         self.base_url = ""
@@ -81,29 +110,33 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
+        """Of the launcher, which leads the process group."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        self._loop = asyncio.create_task(self._keep_running())
+        self._task = asyncio.create_task(self._keep_running())
+        self._task.add_done_callback(_report_bug)
 
     async def stop(self) -> None:
-        """Ends the process within `drain_s`, and everything that it started."""
+        """Ends the process and everything that it started: SIGTERM, after `drain_s` SIGKILL."""
+        self.state = State.STOPPING
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
         self.state = State.STOPPED
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.wait({self._loop})
-        await self._end_process()
 
     async def _keep_running(self) -> None:
         failures = 0
         while True:
-            lived_s = await self._run_once()
-            await self._end_process()
-            failures = 1 if lived_s > self._patience.restart_last_s else failures + 1
+            since = time.monotonic()
+            reason, was_ready = await self._run_once()
+            lasted = was_ready and time.monotonic() - since > self._patience.restart_last_s
+            failures = 1 if lasted else failures + 1
             self.state = State.WAITING
             wait_s = self._backoff_s(failures)
             log.error(
                 "the model server is down",
+                reason=reason,
                 restart_in_s=round(wait_s, 1),
                 failures=failures,
                 output="\n".join(self._tail),
@@ -114,93 +147,144 @@ class Supervisor:
     def _backoff_s(self, failures: int) -> float:
         """Doubles from first to last, with up to a fifth of jitter."""
         patience = self._patience
-        doubled = patience.restart_first_s * 2 ** min(failures - 1, 16)
+        doubled: float = patience.restart_first_s * 2 ** min(failures - 1, 16)
         return min(doubled, patience.restart_last_s) * random.uniform(1.0, 1.2)  # noqa: S311
 
-    async def _run_once(self) -> float:
-        """Returns when the process is of no more use: seconds for which it was ready."""
+    async def _run_once(self) -> tuple[str, bool]:
+        """From start to end of one process: why it ended, and whether it was ever ready."""
         self.state = State.STARTING
+        self._tail.clear()
         port = _free_port()
         self.base_url = f"http://127.0.0.1:{port}"
-        self._tail.clear()
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command(port),
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
+        try:
+            launch = self._launch(port)
+            async with self._running(launch) as process:
+                return await self._use(process)
+        except (CannotStart, OSError) as error:
+            return str(error), False
+
+    @asynccontextmanager
+    async def _running(self, launch: Launch) -> AsyncIterator[asyncio.subprocess.Process]:
+        grace_s = str(self._patience.drain_s)
+        self._process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", str(LAUNCHER), grace_s, *launch.command),
+            env={**_inherited(), **launch.environment},
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            limit=LONG_LINE_BYTES,
+            limit=LINE_BYTES,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
-        reading = asyncio.create_task(self._read_output(self._process))
+        reading = asyncio.create_task(self._read_output(process))
         try:
-            if not await self._became_ready(self._process):
-                return 0.0
-            since = time.monotonic()
-            self.state = State.READY
-            log.info("the model server is ready", pid=self._process.pid)
-            await self._process.wait()
-            return time.monotonic() - since
+            yield process
         finally:
+            if self.state is State.READY:
+                self.state = State.WAITING
+            await _end(process, self._patience.drain_s)
+            await asyncio.wait({reading}, timeout=KILLED_WITHIN_S)
             reading.cancel()
+            self._process = None
 
-    async def _became_ready(self, process: asyncio.subprocess.Process) -> bool:
+    async def _use(self, process: asyncio.subprocess.Process) -> tuple[str, bool]:
+        """Until the process is of no more use: why, and whether it was ever ready."""
         dying = asyncio.create_task(process.wait())
-        readying = asyncio.create_task(self._answers())
+        living = asyncio.create_task(self._live())
         try:
-            await asyncio.wait(
-                {dying, readying},
-                timeout=self._patience.start_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if dying.done() or not readying.done():
-                return False
-            readying.result()
-        except NotAsAsked as error:
-            log.error("the model server does not do as asked", reason=str(error))
-            return False
-        else:
-            return True
+            await asyncio.wait({dying, living}, return_when=asyncio.FIRST_COMPLETED)
+            was_ready = self.state is State.READY
+            reason = f"exit code {dying.result()}" if dying.done() else living.result()
+            return reason, was_ready
         finally:
             dying.cancel()
-            readying.cancel()
+            living.cancel()
 
-    async def _answers(self) -> None:
-        async with httpx.AsyncClient(base_url=self.base_url, timeout=POLL_TIMEOUT_S) as client:
-            while True:
-                with suppress(httpx.HTTPError):
-                    if (await client.get("/health")).status_code == 200:
-                        break
-                await asyncio.sleep(POLL_S)
-        await self._probe(self.base_url)
+    async def _live(self) -> str:
+        """The process's life as seen from outside; returns why it should be ended."""
+        # Its own client: a full pool or a proxy in the environment must not look like silence.
+        async with httpx.AsyncClient(
+            base_url=self.base_url, timeout=HEALTH_TIMEOUT_S, trust_env=False
+        ) as client:
+            try:
+                async with asyncio.timeout(self._patience.start_s):
+                    await _until_healthy(client)
+                    await self._probe(self.base_url)
+            except TimeoutError:
+                return f"not ready after {self._patience.start_s:g} s"
+            except httpx.HTTPError as error:
+                return f"no answer to the first request: {error!r}"
+            except NotAsAsked as error:
+                self.state = State.UNFIT
+                log.error("the model server does not do as asked", reason=str(error))
+                return await _until_silent(client, self._patience.silent_s)
+            self.state = State.READY
+            log.info("the model server is ready", pid=self.pid, base_url=self.base_url)
+            return await _until_silent(client, self._patience.silent_s)
 
     async def _read_output(self, process: asyncio.subprocess.Process) -> None:
+        """Reads to the end, whatever comes: a full pipe would stop the process."""
         assert process.stdout is not None
-        with suppress(ValueError):  # a line over LONG_LINE_BYTES
-            async for line in process.stdout:
-                text = line.decode("utf-8", "replace").rstrip()
-                self._tail.append(text)
-                log.debug("model server", line=text)
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:
+                continue  # A line over LINE_BYTES was thrown away.
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").rstrip()
+            self._tail.append(text)
+            level = LEVEL.search(text[:LEVEL_WITHIN])
+            number = logging.getLevelNamesMapping()[level.group()] if level else logging.DEBUG
+            log.log(number, "model server", line=text)
 
-    async def _end_process(self) -> None:
-        process = self._process
-        if process is None:
+
+async def _health(client: httpx.AsyncClient) -> int | None:
+    """The status of /health; None without an answer."""
+    with suppress(httpx.HTTPError):
+        return (await client.get("/health")).status_code
+    return None
+
+
+async def _until_healthy(client: httpx.AsyncClient) -> None:
+    while True:
+        if await _health(client) == httpx.codes.OK:
             return
-        if process.returncode is None:
-            process.terminate()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), self._patience.drain_s)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), self._patience.drain_s)
-        self._process = None
+        await asyncio.sleep(POLL_EVERY_S)
 
 
-def _die_with_parent() -> None:
-    """Runs in the child: the kernel ends it when this process is gone, however it went."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+async def _until_silent(client: httpx.AsyncClient, silent_s: float) -> str:
+    """Returns why the server should be ended: it says that it is dead, or nothing for long."""
+    heard = time.monotonic()
+    while True:
+        await asyncio.sleep(min(HEALTH_EVERY_S, silent_s))
+        status = await _health(client)
+        if status is not None and status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            return f"/health answers {status}"
+        if status is not None:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > silent_s:
+            return f"no answer for {silent_s:g} s"
+
+
+async def _end(process: asyncio.subprocess.Process, drain_s: float) -> None:
+    """Asks the launcher for an end, waits, and makes sure. Bounded; leaves no process."""
+    assert process.stdin is not None
+    process.stdin.close()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), drain_s + LINGER_S + 1.0)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), KILLED_WITHIN_S)
+
+
+def _inherited() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.upper().startswith(NOT_INHERITED)}
+
+
+def _report_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("the supervisor failed", exc_info=error)
 
 
 def _free_port() -> int:

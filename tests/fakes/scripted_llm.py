@@ -22,14 +22,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-GOOD_CONTENT = {
+GOOD_CONTENT: dict[str, Any] = {
     "message": {"reason": "분명하다", "passage": 1, "score": 27},
     "target": {"reason": "뚜렷하다", "passage": 2, "score": 26},
     "relevance": {"reason": "이어진다", "passage": 2, "score": 35},
 }
 CLEAN = {
     c: {"passage": 0, "level": 0}
-    for c in ("theme", "sexuality", "violence", "horror", "language", "drugs", "imitation")
+    for c in ("theme", "sexuality", "violence", "horror", "swearing", "drugs", "imitation")
 }
 GOOD_SUMMARY = {"text": "요약 문장입니다.", "keywords": ["하나", "둘", "셋", "넷"]}
 GOOD_FEEDBACK = {

@@ -6,19 +6,37 @@ checkpoints in the same database, in tables of its own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
-from langgraph.checkpoint.base import BaseCheckpointSaver
+import psycopg
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import JSON, Column, DateTime, MetaData, String, Table, event, insert, select
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    DateTime,
+    MetaData,
+    String,
+    Table,
+    event,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from services.evaluation.errors import StorageUnavailable
 from services.evaluation.schemas import Evaluation, Steps
@@ -26,6 +44,9 @@ from services.shared.settings import ConfigurationError
 
 BUSY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10
+# Any number, the same in every replica: who holds it makes the tables.
+ADVISORY_LOCK = 6_409_117_330_121
+LOCK_RETRY_S = 0.1
 
 metadata = MetaData()
 evaluations = Table(
@@ -55,11 +76,9 @@ class SQLStore:
             "document": evaluation.model_dump(mode="json"),
             "steps": steps.model_dump(mode="json"),
         }
-        try:
+        with _as_unavailable("The evaluation could not be stored."):
             async with self._engine.begin() as connection:
                 await connection.execute(insert(evaluations).values(row))
-        except (SQLAlchemyError, OSError) as error:
-            raise StorageUnavailable("The evaluation could not be stored.") from error
 
     async def get(self, evaluation_id: str) -> Evaluation | None:
         document = await self._column("document", evaluation_id)
@@ -71,12 +90,42 @@ class SQLStore:
 
     async def _column(self, name: str, evaluation_id: str) -> object | None:
         query = select(evaluations.c[name]).where(evaluations.c.id == evaluation_id)
-        try:
+        with _as_unavailable("The database cannot be read."):
             async with self._engine.connect() as connection:
                 found: object | None = (await connection.execute(query)).scalar_one_or_none()
-        except (SQLAlchemyError, OSError) as error:
-            raise StorageUnavailable("The database cannot be read.") from error
         return found
+
+
+class _Checkpoints(BaseCheckpointSaver[str]):
+    """What LangGraph calls during a run, raising StorageUnavailable. Goes before a saver."""
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        with _as_unavailable("The checkpoint cannot be read."):
+            return await super().aget_tuple(config)
+
+    async def aput(self, *args: Any, **kwargs: Any) -> RunnableConfig:
+        with _as_unavailable("The checkpoint could not be stored."):
+            return await super().aput(*args, **kwargs)
+
+    async def aput_writes(self, *args: Any, **kwargs: Any) -> None:
+        with _as_unavailable("The checkpoint could not be stored."):
+            await super().aput_writes(*args, **kwargs)
+
+
+class _SqliteCheckpoints(_Checkpoints, AsyncSqliteSaver):
+    pass
+
+
+class _PostgresCheckpoints(_Checkpoints, AsyncPostgresSaver):
+    pass
+
+
+@contextmanager
+def _as_unavailable(detail: str) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, psycopg.Error, sqlite3.Error, OSError) as error:
+        raise StorageUnavailable(detail) from error
 
 
 @asynccontextmanager
@@ -108,15 +157,22 @@ async def _sqlite(path: Path) -> AsyncIterator[tuple[SQLStore, BaseCheckpointSav
         f"sqlite+aiosqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S}
     )
     event.listen(engine.sync_engine, "connect", _use_write_ahead_log)
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
     try:
+        async with engine.begin() as connection:
+            await connection.run_sync(_make_tables)
         async with aiosqlite.connect(path, timeout=BUSY_TIMEOUT_S) as own:
-            saver = AsyncSqliteSaver(own)
+            saver = _SqliteCheckpoints(own)
             await saver.setup()
             yield SQLStore(engine), saver
     finally:
         await engine.dispose()
+
+
+def _make_tables(connection: Connection) -> None:
+    """Leaves tables that are there as they are."""
+    connection.execute(CreateTable(evaluations, if_not_exists=True))
+    for index in evaluations.indexes:
+        connection.execute(CreateIndex(index, if_not_exists=True))
 
 
 def _use_write_ahead_log(connection: object, _record: object) -> None:
@@ -139,20 +195,39 @@ async def _postgresql(
         pool_timeout=CONNECT_TIMEOUT_S,
         connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
     )
-    async with engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
     pool = AsyncConnectionPool(
         url,
         min_size=1,
         max_size=pool_size,
         timeout=CONNECT_TIMEOUT_S,
         open=False,
+        check=AsyncConnectionPool.check_connection,
         kwargs={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
     )
     try:
         async with pool:
-            saver = AsyncPostgresSaver(pool)  # type: ignore[arg-type]
-            await saver.setup()
+            saver = _PostgresCheckpoints(pool)  # type: ignore[arg-type]
+            async with _alone(engine) as connection:
+                await connection.run_sync(_make_tables)
+                await saver.setup()
             yield SQLStore(engine), saver
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def _alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """One replica at a time: PostgreSQL's IF NOT EXISTS fails when two make the same table.
+
+    Asks again and again rather than waiting in a statement: the CREATE INDEX CONCURRENTLY of
+    whoever holds the lock waits for every statement that is running.
+    """
+    held = select(func.pg_try_advisory_lock(ADVISORY_LOCK))
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        while not (await connection.execute(held)).scalar_one():
+            await asyncio.sleep(LOCK_RETRY_S)
+        try:
+            yield connection
+        finally:
+            await connection.execute(select(func.pg_advisory_unlock(ADVISORY_LOCK)))

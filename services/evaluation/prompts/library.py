@@ -22,7 +22,10 @@ from services.evaluation.passages import Passages, cut
 from services.evaluation.schemas import Language, Message
 
 FOLDER = Path(__file__).parent
-LANGUAGES: dict[Language, str] = {"ko": "Korean (한국어)", "en": "English"}
+LANGUAGES: dict[Language, str] = {
+    "ko": "Answer language: Korean (한국어).",
+    "en": "Answer language: English.",
+}
 
 
 class Head(BaseModel):
@@ -47,6 +50,7 @@ class Example(BaseModel):
     category: str | None = None
     title: str
     content: str
+    findings: list[str] = []
     answer: dict[str, Any]
 
 
@@ -99,7 +103,7 @@ def proposal_turn(
     lines = [f"Format: {media_type}. Category: {category or 'not given'}.", passages.numbered()]
     if findings:
         lines += ["Findings:", *(f"- {finding}" for finding in findings)]
-    lines.append(f"Answer language: {LANGUAGES[language]}.")
+    lines.append(LANGUAGES[language])
     return "\n".join(lines)
 
 
@@ -110,7 +114,11 @@ class PromptLibrary:
         self._prompts = {
             (path.parent.name, path.stem): _read(path) for path in sorted(folder.glob("*/*.md"))
         }
-        self._schemas = {name: json_schema(answer) for name, answer in ANSWERS.items()}
+        self._schemas = {
+            (name, language): json_schema(answer, language)
+            for name, answer in ANSWERS.items()
+            for language in LANGUAGES
+        }
 
     @property
     def versions(self) -> list[str]:
@@ -125,8 +133,9 @@ class PromptLibrary:
                 f"There is no prompt version {version!r}; there are {', '.join(self.versions)}."
             ) from None
 
-    def schema(self, prompt: Prompt) -> dict[str, Any]:
-        return self._schemas[prompt.head.answer]
+    def schema(self, prompt: Prompt, language: Language) -> dict[str, Any]:
+        """The JSON schema of the prompt's answer, in `language`."""
+        return self._schemas[prompt.head.answer, language]
 
 
 def _read(path: Path) -> Prompt:
