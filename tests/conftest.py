@@ -48,6 +48,13 @@ class LlmServer:
         return httpx.get(f"{self.base_url}/readyz", timeout=10).status_code == 200
 
 
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _argv(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -85,4 +92,4 @@ def llm_server(models_dir: Path) -> Iterator[LlmServer]:
         yield server
         last = server.vllm_processes()
     assert last, "the server ran without a vLLM at the end"
-    assert not [process for process in last if process.is_running()]
+    assert not [process for process in last if lives(process)]

@@ -20,8 +20,10 @@ import httpx
 
 from services.evaluation.policy import SECOND_RUN_SEED, SECOND_RUN_TEMPERATURE
 from services.evaluation.prompts.library import PromptLibrary
+from services.evaluation.schemas import Language
 
 WRITERS = ("summary", "feedback")
+LANGUAGE: Language = "en"  # Of every proposal; a grammar is for one language.
 SERVED = "vllm:e2e_request_latency_seconds_sum"
 IDLE_S = 3.0  # Servers close idle connections after 5 s; the client's go first.
 REQUEST_TIMEOUT_S = 900.0
@@ -155,7 +157,7 @@ class Bodies:
                 "type": "json_schema",
                 "json_schema": {
                     "name": prompt.head.answer,
-                    "schema": self._library.schema(prompt),
+                    "schema": self._library.schema(prompt, LANGUAGE),
                     "strict": True,
                 },
             },

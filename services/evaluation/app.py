@@ -46,7 +46,7 @@ from services.shared.errors import (
     Unprocessable,
 )
 from services.shared.peers import find_peer
-from services.shared.telemetry import configure_logs, configure_traces
+from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app, current_request_id, until_hang_up
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ def create_app(settings: EvaluationSettings) -> FastAPI:
             warming = asyncio.create_task(wiring.warming.run())
             yield
             warming.cancel()
+        await send_last_spans()
 
     app = create_web_app("evaluation", settings, description=DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings

@@ -30,6 +30,7 @@ class EvaluationSettings(ServiceSettings):
     database_url: str | None = Field(
         None,
         validation_alias=everywhere("DATABASE_URL"),
+        repr=False,  # may hold a password
         description="postgresql://... for several replicas; None: a SQLite file in JOING_HOME.",
     )
     prompt_version: str = Field("2", description="A folder of services/evaluation/prompts.")

@@ -1,12 +1,13 @@
-"""Sends each prompt's static part to the model once, before the first proposal comes.
+"""Sends each prompt's static part to the model once a language, before the first proposal comes.
 
-The prefix cache then holds it and the grammar of its answer is compiled; without this the first
+The prefix cache then holds it and the grammars of its answers are compiled; without this the first
 proposals after a start would each pay for both, at the same time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 
 import structlog
@@ -15,6 +16,8 @@ from services.evaluation.errors import ModelError
 from services.evaluation.journal import Entry
 from services.evaluation.judging import Interviewer
 from services.evaluation.passages import cut
+from services.evaluation.prompts.library import LANGUAGES
+from services.evaluation.schemas import Language
 
 RETRY_S = 2.0
 PROMPTS = ("content", "deliberation", "summary", "feedback")
@@ -32,18 +35,18 @@ class Warming:
 
     async def run(self) -> None:
         """Keeps trying until the model answers; cancelled when the service stops."""
-        for name in PROMPTS:
-            while not await self._sent(name):  # noqa: ASYNC110 - the model tells nobody when it is up
+        for name, language in itertools.product(PROMPTS, LANGUAGES):
+            while not await self._sent(name, language):  # noqa: ASYNC110 - nobody tells when it is up
                 await asyncio.sleep(RETRY_S)
         self.is_done = True
         log.info("prompts warmed", prompt_version=self._version)
 
-    async def _sent(self, name: str) -> bool:
+    async def _sent(self, name: str, language: Language) -> bool:
         prompt = self._interviewer.library.get(self._version, name)
-        messages = prompt.render(cut("-", "-"), media_type="-", category=None, language="ko")
+        messages = prompt.render(cut("-", "-"), media_type="-", category=None, language=language)
         entry = Entry(name, 1, {})
         call = self._interviewer.call(
-            prompt, messages, entry, language="ko", call_id=f"warming-{name}", model=self._model
+            prompt, messages, entry, language=language, call_id=f"warming-{name}", model=self._model
         )
         try:
             await self._interviewer.model.ask(replace(call, max_tokens=1))

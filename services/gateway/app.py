@@ -15,7 +15,7 @@ from services.gateway.openapi import merged_openapi
 from services.gateway.settings import GatewaySettings
 from services.shared.forwarding import forward
 from services.shared.peers import Peer, find_peer
-from services.shared.telemetry import configure_logs, configure_traces
+from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app
 
 DESCRIPTION = "One door to Joing: proposals, evaluations, and the language model behind them."
@@ -49,6 +49,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
                 clients[peer.name] = await stack.enter_async_context(client)
             app.state.clients = clients
             yield
+        await send_last_spans()
 
     app = create_web_app("gateway", settings, description=DESCRIPTION, lifespan=lifespan)
     configure_traces("gateway", settings, app)

@@ -1,6 +1,9 @@
 """Runs one command, and lets none of its processes outlive whoever started it.
 
-    python launcher.py GRACE_S COMMAND...
+    python launcher.py TELL_FD GRACE_S COMMAND...
+
+When the command ends, its exit code is written to the descriptor TELL_FD at once; what it started
+and left behind gets SIGTERM, and LINGER_S later SIGKILL.
 
 Standard input is a pipe that the starter holds open. When it closes, because the starter wants an
 end or because the starter was killed, the command gets SIGTERM, and GRACE_S seconds later the
@@ -27,9 +30,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def main() -> int:
-    """The command's exit code as a shell gives it: 128 and the number of a signal."""
-    grace_s, command = float(sys.argv[1]), sys.argv[2:]
+def main() -> None:
+    tell_fd, grace_s, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     if os.getpgrp() != os.getpid():
         sys.exit("launcher: start it in a process group of its own, for it ends the whole group")
     signal.signal(signal.SIGTERM, _ignored)
@@ -39,9 +41,11 @@ def main() -> int:
     )
     threading.Thread(target=_end_when_left, args=(child, grace_s), daemon=True).start()
     code = child.wait()
+    os.write(tell_fd, str(code).encode())
+    os.close(tell_fd)
+    os.killpg(0, signal.SIGTERM)
     if not _others_ended(LINGER_S):
         os.killpg(0, signal.SIGKILL)
-    return code if code >= 0 else 128 - code
 
 
 def _ignored(_signal: int, _frame: object) -> None:
@@ -78,4 +82,4 @@ def _others_ended(within_s: float) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

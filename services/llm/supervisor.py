@@ -89,6 +89,15 @@ class Patience:
     drain_s: float
 
 
+@dataclass(frozen=True)
+class _Running:
+    """The launcher's process, what tells of the command's end, and who reads the output."""
+
+    process: asyncio.subprocess.Process
+    ended: asyncio.Future[str]
+    reading: asyncio.Task[None]
+
+
 class Supervisor:
     """Owns the process. One event loop; `start` once, `stop` at the end."""
 
@@ -97,21 +106,17 @@ class Supervisor:
         self._probe = probe
         self._patience = patience
         self._task: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
         self._tail: deque[str] = deque(maxlen=LOG_LINES_KEPT)
         self.state = State.STOPPED
         self.base_url = ""
         self.restarts = 0
+        self.pid: int | None = None
+        """Of the launcher, which leads the process group; None while there is none."""
 
     @property
     def is_ready(self) -> bool:
         """True while the process answers and has been seen to do what it must."""
         return self.state is State.READY
-
-    @property
-    def pid(self) -> int | None:
-        """Of the launcher, which leads the process group."""
-        return self._process.pid if self._process else None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._keep_running())
@@ -158,45 +163,59 @@ class Supervisor:
         self.base_url = f"http://127.0.0.1:{port}"
         try:
             launch = self._launch(port)
-            async with self._running(launch) as process:
-                return await self._use(process)
+            async with self._running(launch) as ended:
+                return await self._use(ended)
         except (CannotStart, OSError) as error:
             return str(error), False
 
     @asynccontextmanager
-    async def _running(self, launch: Launch) -> AsyncIterator[asyncio.subprocess.Process]:
-        grace_s = str(self._patience.drain_s)
-        self._process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", str(LAUNCHER), grace_s, *launch.command),
-            env={**_inherited(), **launch.environment},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=LINE_BYTES,
-            start_new_session=True,
-        )
-        reading = asyncio.create_task(self._read_output(process))
+    async def _running(self, launch: Launch) -> AsyncIterator[asyncio.Future[str]]:
+        """Yields what tells of the command's end at once. Leaves no process behind."""
+        spawning = asyncio.create_task(self._spawn(launch))
         try:
-            yield process
+            # Shielded: a process that is half started when `stop` comes would be lost.
+            running = await asyncio.shield(spawning)
+            yield running.ended
         finally:
             if self.state is State.READY:
                 self.state = State.WAITING
-            await _end(process, self._patience.drain_s)
-            await asyncio.wait({reading}, timeout=KILLED_WITHIN_S)
-            reading.cancel()
-            self._process = None
+            running = await spawning
+            await _end(running.process, self._patience.drain_s)
+            await asyncio.wait({running.reading}, timeout=KILLED_WITHIN_S)
+            running.reading.cancel()
+            self.pid = None
 
-    async def _use(self, process: asyncio.subprocess.Process) -> tuple[str, bool]:
+    async def _spawn(self, launch: Launch) -> _Running:
+        """Starts the launcher. Raises OSError."""
+        told_fd, tell_fd = os.pipe()
+        grace_s = str(self._patience.drain_s)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", str(LAUNCHER), str(tell_fd), grace_s, *launch.command),
+                env={**_inherited(), **launch.environment},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=LINE_BYTES,
+                start_new_session=True,
+                pass_fds=[tell_fd],
+            )
+        except BaseException:
+            os.close(told_fd)
+            raise
+        finally:
+            os.close(tell_fd)
+        self.pid = process.pid
+        return _Running(process, _told(told_fd), asyncio.create_task(self._read_output(process)))
+
+    async def _use(self, ended: asyncio.Future[str]) -> tuple[str, bool]:
         """Until the process is of no more use: why, and whether it was ever ready."""
-        dying = asyncio.create_task(process.wait())
         living = asyncio.create_task(self._live())
         try:
-            await asyncio.wait({dying, living}, return_when=asyncio.FIRST_COMPLETED)
-            was_ready = self.state is State.READY
-            reason = f"exit code {dying.result()}" if dying.done() else living.result()
-            return reason, was_ready
+            await asyncio.wait({ended, living}, return_when=asyncio.FIRST_COMPLETED)
+            reason = ended.result() if ended.done() else living.result()
+            return reason, self.state is State.READY
         finally:
-            dying.cancel()
             living.cancel()
 
     async def _live(self) -> str:
@@ -236,6 +255,22 @@ class Supervisor:
             level = LEVEL.search(text[:LEVEL_WITHIN])
             number = logging.getLevelNamesMapping()[level.group()] if level else logging.DEBUG
             log.log(number, "model server", line=text)
+
+
+def _told(fd: int) -> asyncio.Future[str]:
+    """Done when something comes from `fd` or its other end closes; `fd` is closed then."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[str] = loop.create_future()
+
+    def read() -> None:
+        loop.remove_reader(fd)
+        code = os.read(fd, 16).decode()
+        os.close(fd)
+        if not told.done():
+            told.set_result(f"exit code {code}" if code else "the launcher was killed")
+
+    loop.add_reader(fd, read)
+    return told
 
 
 async def _health(client: httpx.AsyncClient) -> int | None:

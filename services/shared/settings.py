@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from platformdirs import user_cache_path
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "JOING_"
 # Addresses of services; every service may be told where the others are.
@@ -79,6 +79,10 @@ class ServiceSettings(BaseSettings):
             return cls()
         except ValidationError as error:
             raise ConfigurationError(_explain(cls, error)) from None
+        except SettingsError as error:  # a value that should be JSON; the message has the field
+            fields = variables(cls).items()
+            names = [name for name, field in fields if f'"{field}"' in str(error)]
+            raise ConfigurationError(f"{', '.join(names)}: is not a JSON object") from None
 
 
 def refuse_unknown(settings: type[ServiceSettings], environment: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ is configured, and carry no user text unless the operator asks for it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -61,6 +62,18 @@ def configure_traces(service: str, settings: ServiceSettings, app: FastAPI) -> N
     FastAPIInstrumentor.instrument_app(app, tracer_provider=provider)
     HTTPXClientInstrumentor().instrument(tracer_provider=provider)
     _trace_langchain(settings, provider)
+
+
+async def send_last_spans() -> None:
+    """For a service that stops: it may be killed before the process's own exit handlers run.
+
+    Waits for the collector, at most as long as the exporter's timeout (10 s).
+    """
+    from opentelemetry import trace
+
+    flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+    if flush is not None:
+        await asyncio.to_thread(flush)
 
 
 def _trace_langchain(settings: ServiceSettings, provider: object) -> None:

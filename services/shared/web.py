@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Coroutine
@@ -103,6 +104,7 @@ def parse_json(body: bytes) -> Any:
             body.decode("utf-8"),
             object_pairs_hook=_refuse_duplicates,
             parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except UnicodeDecodeError as error:
         raise _malformed(
@@ -113,6 +115,8 @@ def parse_json(body: bytes) -> Any:
         raise _malformed("invalid_json", f"{error.msg} at {where}; send one JSON object") from None
     except RecursionError:
         raise _malformed("invalid_json", "nested too deeply; send one flat JSON object") from None
+    except ValueError:  # Python reads integers of at most 4,300 digits
+        raise _malformed("invalid_json", "holds a number that is too long to be read") from None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -127,6 +131,13 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise _malformed("invalid_json", f"{name} is not JSON; send a finite number")
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if math.isinf(number):
+        raise _malformed("invalid_json", "holds a number that is too large; send a smaller one")
+    return number
 
 
 def _malformed(code: str, message: str, field: str = "body") -> Malformed:
@@ -191,7 +202,10 @@ def _advice(entry: dict[str, Any]) -> str:
 def _on_bug(request: Request, error: Exception) -> Response:
     log.error("unexpected error", path=request.url.path, exc_info=error)
     problem = Internal("Something went wrong on our side; the request id names it in our log.")
-    return problem_response(problem, request.url.path)
+    response = problem_response(problem, request.url.path)
+    # This is answered outside of RequestLog, which adds the id to every other answer.
+    response.headers[REQUEST_ID] = current_request_id()
+    return response
 
 
 class RequestLog:
@@ -219,6 +233,9 @@ class RequestLog:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except Exception:
+            status = status or Internal.status  # _on_bug answers it
+            raise
         finally:
             if scope["path"] not in OPEN_PATHS:
                 log.info(
@@ -292,7 +309,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > self.max_bytes:
+        if declared.isdecimal() and int(declared) > self.max_bytes:
             await problem_response(self.too_large(), scope["path"])(scope, receive, send)
             return
         received = 0

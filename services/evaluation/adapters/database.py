@@ -225,7 +225,7 @@ async def _alone(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     held = select(func.pg_try_advisory_lock(ADVISORY_LOCK))
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        while not (await connection.execute(held)).scalar_one():
+        while not (await connection.execute(held)).scalar_one():  # noqa: ASYNC110 - another process
             await asyncio.sleep(LOCK_RETRY_S)
         try:
             yield connection

@@ -98,10 +98,10 @@ async def test_restarts_what_dies_or_falls_silent(how: str) -> None:
 
 
 async def test_is_not_ready_the_moment_the_process_is_killed() -> None:
-    async with supervised(fake()) as supervisor:
+    async with supervised(fake("--stubborn")) as supervisor:
         await until(lambda: supervisor.is_ready)
         assert supervisor.pid is not None
-        os.killpg(supervisor.pid, signal.SIGKILL)
+        psutil.Process(supervisor.pid).children()[0].kill()
         killed = time.monotonic()
         await until(lambda: not supervisor.is_ready)
         assert time.monotonic() - killed < 0.5
@@ -182,7 +182,8 @@ async def test_nothing_outlives_a_supervisor_that_was_killed() -> None:
 
 STARTER = """
 import subprocess, sys, time
-command = [sys.executable, "-I", sys.argv[1], "1", sys.executable, sys.argv[2], "0", "--stubborn"]
+server = [sys.executable, sys.argv[2], "0", "--stubborn"]
+command = [sys.executable, "-I", sys.argv[1], "1", "1", *server]
 launched = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
                             start_new_session=True)
 print(launched.pid, flush=True)

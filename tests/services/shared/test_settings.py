@@ -45,7 +45,7 @@ def test_a_misspelt_setting_is_refused_with_a_suggestion(monkeypatch: pytest.Mon
 
 def test_a_setting_like_no_other_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOING_OVEN_QQQQQQQQQQQQQQQQQQQQ", "1")
-    with pytest.raises(ConfigurationError, match="QQQQ.* is not a setting of this service"):
+    with pytest.raises(ConfigurationError, match=r"QQQQ.* is not a setting of this service"):
         OvenSettings.from_environment()
 
 
