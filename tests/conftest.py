@@ -83,7 +83,7 @@ def llm_server(models_dir: Path) -> Iterator[LlmServer]:
         "JOING_LLM_KV_CACHE_GIB": "1",
         "JOING_LLM_CONTEXT_TOKENS": str(CONTEXT_TOKENS),
         "JOING_LLM_RESTART_FIRST_S": "0.5",
-        "JOING_LLM_DRAIN_S": "5",
+        "JOING_LLM_DRAIN_S": "15",
         "JOING_API_KEYS": "",
     }
     target = "services.llm.service:LLM"

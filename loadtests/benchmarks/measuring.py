@@ -19,6 +19,7 @@ from uuid import uuid4
 import httpx
 
 from loadtests.benchmarks.recorded_calls import (
+    WRITERS,
     BenchmarkFailed,
     DirectModel,
     Evaluated,
@@ -126,7 +127,7 @@ async def sixteen_clients(bench: Bench, samples: Samples) -> None:
         evaluated, ours = await system_block(bench, clients=16, each=bench.effort.each_16)
         replayed, _direct = await direct_block(bench, evaluated)
         samples.ours_16.append(ours)
-        samples.original_16.append(await original_block(bench, 16, bench.effort.each_16))
+        samples.original_16.append(await original_block(bench, evaluated))
         for done, again in zip(chain(*evaluated), chain(*replayed), strict=True):
             samples.pairs_16.append(Pair(done.latency_s, again.latency_s, again.tokens_agree))
 
@@ -184,23 +185,28 @@ async def direct_block(
     )
 
 
-async def original_block(bench: Bench, clients: int, each: int) -> Block:
+async def original_block(bench: Bench, evaluated: list[list[Evaluated]]) -> Block:
+    """The same proposals, and as many tokens in each call."""
     original = bench.original
     assert original is not None
-    work = [[next(bench.proposals) for _ in range(each)] for _ in range(clients)]
-    done, seconds = await in_parallel(work, lambda p: ask_original(original, p))
+    done, seconds = await in_parallel(evaluated, lambda e: ask_original(original, e))
     flat = list(chain(*done))
     return Block(len(flat), seconds, sum(map(len, flat)), sum(map(sum, flat)))
 
 
-async def ask_original(client: httpx.AsyncClient, proposal: dict[str, Any]) -> list[int]:
+async def ask_original(client: httpx.AsyncClient, evaluated: Evaluated) -> list[int]:
     """Completion tokens of each of its calls."""
-    plan = {"title": proposal["title"], "content": proposal["content"]}
-    response = await client.post("/evaluate", json=plan)
+    tokens = {
+        "writing" if call.node in WRITERS else call.node: call.completion_tokens
+        for call in evaluated.calls
+        if call.attempt == 1
+    }
+    plan = {name: evaluated.proposal[name] for name in ("title", "content")}
+    response = await client.post("/evaluate", json={**plan, "tokens": tokens})
     if response.status_code != 200:
         raise BenchmarkFailed(f"The original answered {response.status_code}: {response.text}")
-    tokens: list[int] = response.json()["completion_tokens"]
-    return tokens
+    written: dict[str, int] = response.json()
+    return list(written.values())
 
 
 async def in_parallel(
@@ -224,4 +230,4 @@ async def warm_up(bench: Bench) -> None:
             evaluated = await with_calls(client, await evaluate(client, next(bench.proposals)))
             await bench.direct.replay(evaluated.calls, cache_salt=SALT)
     if bench.original is not None:
-        await ask_original(bench.original, next(bench.proposals))
+        await ask_original(bench.original, evaluated)

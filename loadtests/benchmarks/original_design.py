@@ -2,8 +2,11 @@
 
 Written from a description of its behaviour: synchronous handlers in a thread pool, a new OpenAI
 client for every call, one call after another (content, regulation, summary), the planner's text
-at the head of the system prompt, JSON asked for in words and taken as it comes. The bounds on
-tokens are those of the evaluation service, and so are the temperature and the seed.
+at the head of the system prompt, JSON asked for in words and taken as it comes.
+
+Without a grammar the embedded model stops after four words or repeats itself up to the bound, and
+a comparison would be one of chance. So each call writes exactly as many tokens as the evaluation
+service's call for the same proposal did.
 """
 
 from __future__ import annotations
@@ -21,11 +24,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from bentos.running import ROOT, Running, free_port, stop, wait_until_ready
-from services.evaluation.prompts.library import PromptLibrary
 
 URL_VARIABLE, MODEL_VARIABLE = "ORIGINAL_DESIGN_LLM_URL", "ORIGINAL_DESIGN_LLM_MODEL"
 START_TIMEOUT_S, STOP_TIMEOUT_S, CALL_TIMEOUT_S = 60.0, 20.0, 900.0
-PROMPT_VERSION = "2"
 
 CONTENT = (
     "You review video plans. The plan is above. Give points for a clear message (0 to 30), a "
@@ -45,16 +46,14 @@ SUMMARY = (
 )
 
 
+INSTRUCTIONS = {"content": CONTENT, "deliberation": REGULATION, "writing": SUMMARY}
+
+
 class Plan(BaseModel):
     title: str
     content: str
-
-
-class Answered(BaseModel):
-    """`completion_tokens` has one count a call, in the order of the calls."""
-
-    replies: list[str]
-    completion_tokens: list[int]
+    tokens: dict[str, int]
+    """By call, how many tokens to write; the keys are of INSTRUCTIONS."""
 
 
 app = FastAPI()
@@ -66,24 +65,12 @@ def readyz() -> dict[str, str]:
 
 
 @app.post("/evaluate")
-def evaluate(plan: Plan) -> Answered:
-    """Every call, whatever the ones before it said: the length of the path is fixed."""
-    asked = [("content", CONTENT), ("deliberation", REGULATION), ("summary", SUMMARY)]
-    answers = [_ask(plan, instructions, _max_tokens[name]) for name, instructions in asked]
-    return Answered(
-        replies=[reply for reply, _ in answers],
-        completion_tokens=[tokens for _, tokens in answers],
-    )
+def evaluate(plan: Plan) -> dict[str, int]:
+    """By call, how many tokens were written. Every call is made, whatever the ones before said."""
+    return {name: _ask(plan, INSTRUCTIONS[name], tokens) for name, tokens in plan.tokens.items()}
 
 
-_library = PromptLibrary()
-_max_tokens = {
-    name: _library.get(PROMPT_VERSION, name).head.max_tokens
-    for name in ("content", "deliberation", "summary")
-}
-
-
-def _ask(plan: Plan, instructions: str, max_tokens: int) -> tuple[str, int]:
+def _ask(plan: Plan, instructions: str, tokens: int) -> int:
     client = openai.OpenAI(
         base_url=f"{os.environ[URL_VARIABLE]}/v1", api_key="none", timeout=CALL_TIMEOUT_S
     )
@@ -93,12 +80,12 @@ def _ask(plan: Plan, instructions: str, max_tokens: int) -> tuple[str, int]:
             {"role": "system", "content": f"{plan.title}\n{plan.content}\n\n{instructions}"},
             {"role": "user", "content": "Answer now."},
         ],
-        max_tokens=max_tokens,
+        max_tokens=tokens,
         temperature=0.0,
         seed=1,
+        extra_body={"ignore_eos": True},
     )
-    usage = completion.usage
-    return completion.choices[0].message.content or "", usage.completion_tokens if usage else 0
+    return completion.usage.completion_tokens if completion.usage else 0
 
 
 @contextmanager

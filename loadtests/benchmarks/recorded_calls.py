@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -64,6 +64,7 @@ class Evaluated:
     """One evaluation as its client saw it."""
 
     id: str
+    proposal: dict[str, Any]
     latency_s: float
     calls: tuple[RecordedCall, ...] = ()
 
@@ -109,7 +110,7 @@ async def evaluate(client: httpx.AsyncClient, proposal: dict[str, Any]) -> Evalu
     latency_s = time.perf_counter() - started
     if response.status_code != 200:
         raise BenchmarkFailed(f"evaluate answered {response.status_code}: {response.text}")
-    return Evaluated(response.json()["id"], latency_s)
+    return Evaluated(response.json()["id"], proposal, latency_s)
 
 
 async def with_calls(client: httpx.AsyncClient, evaluated: Evaluated) -> Evaluated:
@@ -120,7 +121,7 @@ async def with_calls(client: httpx.AsyncClient, evaluated: Evaluated) -> Evaluat
     calls = [_recorded(step) for step in response.json()["steps"] if step["messages"]]
     if not {"content", "deliberation"} <= {call.node for call in calls}:
         raise BenchmarkFailed(f"Evaluation {evaluated.id} did not ask both judges.")
-    return Evaluated(evaluated.id, evaluated.latency_s, tuple(calls))
+    return replace(evaluated, calls=tuple(calls))
 
 
 def _recorded(step: dict[str, Any]) -> RecordedCall:

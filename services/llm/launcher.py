@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 
-LINGER_S = 5.0
+LINGER_S = 10.0
 REAP_EVERY_S = 0.05
 # <linux/prctl.h>
 PR_SET_PDEATHSIG = 1

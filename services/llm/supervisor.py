@@ -107,6 +107,7 @@ class Supervisor:
         self._patience = patience
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+        self._is_stopping = asyncio.Event()
         self.state = State.STOPPED
         self.base_url = ""
         self.restarts = 0
@@ -125,29 +126,36 @@ class Supervisor:
     async def stop(self) -> None:
         """Ends the process and everything that it started: SIGTERM, after `drain_s` SIGKILL."""
         self.state = State.STOPPING
+        self._is_stopping.set()
         if self._task is not None:
-            self._task.cancel()
             await asyncio.wait({self._task})
         self.state = State.STOPPED
 
     async def _keep_running(self) -> None:
+        # Nothing here is ever cancelled: a start or an end that is left halfway loses a process.
         failures = 0
-        while True:
+        while not self._is_stopping.is_set():
             since = time.monotonic()
             reason, was_ready = await self._run_once()
             lasted = was_ready and time.monotonic() - since > self._patience.restart_last_s
             failures = 1 if lasted else failures + 1
-            self.state = State.WAITING
-            wait_s = self._backoff_s(failures)
-            log.error(
-                "the model server is down",
-                reason=reason,
-                restart_in_s=round(wait_s, 1),
-                failures=failures,
-                output="\n".join(self._tail),
-            )
-            await asyncio.sleep(wait_s)
-            self.restarts += 1
+            if not self._is_stopping.is_set():
+                await self._wait(reason, failures)
+
+    async def _wait(self, reason: str, failures: int) -> None:
+        """Before the next start."""
+        self.state = State.WAITING
+        wait_s = self._backoff_s(failures)
+        log.error(
+            "the model server is down",
+            reason=reason,
+            restart_in_s=round(wait_s, 1),
+            failures=failures,
+            output="\n".join(self._tail),
+        )
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_stopping.wait(), wait_s)
+        self.restarts += 1
 
     def _backoff_s(self, failures: int) -> float:
         """Doubles from first to last, with up to a fifth of jitter."""
@@ -171,15 +179,13 @@ class Supervisor:
     @asynccontextmanager
     async def _running(self, launch: Launch) -> AsyncIterator[asyncio.Future[str]]:
         """Yields what tells of the command's end at once. Leaves no process behind."""
-        spawning = asyncio.create_task(self._spawn(launch))
+        running = await self._spawn(launch)
+        self.pid = running.process.pid
         try:
-            # Shielded: a process that is half started when `stop` comes would be lost.
-            running = await asyncio.shield(spawning)
             yield running.ended
         finally:
             if self.state is State.READY:
                 self.state = State.WAITING
-            running = await spawning
             await _end(running.process, self._patience.drain_s)
             await asyncio.wait({running.reading}, timeout=KILLED_WITHIN_S)
             running.reading.cancel()
@@ -205,18 +211,21 @@ class Supervisor:
             raise
         finally:
             os.close(tell_fd)
-        self.pid = process.pid
         return _Running(process, _told(told_fd), asyncio.create_task(self._read_output(process)))
 
     async def _use(self, ended: asyncio.Future[str]) -> tuple[str, bool]:
         """Until the process is of no more use: why, and whether it was ever ready."""
         living = asyncio.create_task(self._live())
+        stopping = asyncio.create_task(self._is_stopping.wait())
         try:
-            await asyncio.wait({ended, living}, return_when=asyncio.FIRST_COMPLETED)
-            reason = ended.result() if ended.done() else living.result()
+            await asyncio.wait({ended, living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return ended.result(), self.state is State.READY
+            reason = living.result() if living.done() else "stopping"
             return reason, self.state is State.READY
         finally:
             living.cancel()
+            stopping.cancel()
 
     async def _live(self) -> str:
         """The process's life as seen from outside; returns why it should be ended."""

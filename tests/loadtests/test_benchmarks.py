@@ -112,10 +112,10 @@ def call(node: str, started_s: float, duration_s: float, attempt: int = 1) -> Re
 
 def test_time_in_calls_counts_what_overlaps_once() -> None:
     calls = (call("content", 0, 3), call("deliberation", 1, 1), call("summary", 4, 2))
-    assert Evaluated("0", 7.0, calls).asking_s == pytest.approx(5.0)
-    assert Evaluated("0", 7.0, calls).calls_in_a_row == 2
+    assert Evaluated("0", {}, 7.0, calls).asking_s == pytest.approx(5.0)
+    assert Evaluated("0", {}, 7.0, calls).calls_in_a_row == 2
     again = (*calls, call("deliberation", 2, 1, attempt=2))
-    assert Evaluated("0", 7.0, again).calls_in_a_row == 3
+    assert Evaluated("0", {}, 7.0, again).calls_in_a_row == 3
 
 
 def test_every_proposal_has_enough_volume_and_begins_like_no_other() -> None:

@@ -107,6 +107,15 @@ async def test_is_not_ready_the_moment_the_process_is_killed() -> None:
         assert time.monotonic() - killed < 0.5
 
 
+async def test_a_stop_during_a_crash_waits_for_the_end() -> None:
+    async with supervised(fake("--stubborn")) as supervisor:
+        await until(lambda: supervisor.is_ready)
+        pid = supervisor.pid
+        await post(supervisor, "/fall-ill")
+        await until(lambda: not supervisor.is_ready)
+    assert group(pid) == []
+
+
 async def test_waits_longer_each_time_up_to_the_last() -> None:
     patience = Patience(start_s=5, silent_s=1, restart_first_s=0.1, restart_last_s=0.4, drain_s=1)
     with structlog.testing.capture_logs() as logs:
@@ -176,7 +185,7 @@ async def test_nothing_outlives_a_supervisor_that_was_killed() -> None:
     launcher = int(starter.stdout.readline())
     await until(lambda: len(group(launcher)) == 3)
     starter.kill()
-    starter.wait()
+    starter.communicate()
     await until(lambda: not group(launcher), 6)
 
 
