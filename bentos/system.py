@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import bentoml
-from services.llm.service import LLM
 
 from services.evaluation.service import Evaluation
 from services.gateway.service import app, settings
+from services.llm.service import LLM
 from services.shared.serving import service_options
 
 

@@ -26,6 +26,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import httpx
 import structlog
@@ -218,7 +219,8 @@ class Supervisor:
         living = asyncio.create_task(self._live())
         stopping = asyncio.create_task(self._is_stopping.wait())
         try:
-            await asyncio.wait({ended, living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {ended, living, stopping}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 return ended.result(), self.state is State.READY
             reason = living.result() if living.done() else "stopping"

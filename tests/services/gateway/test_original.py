@@ -37,7 +37,9 @@ def as_sent(proposal: dict[str, Any], style: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("style", ["snake", "camel", "mixed"])
-def test_a_pass(style: str, gateway: httpx.Client, llm: ScriptedLLM, proposal: dict[str, Any]) -> None:
+def test_a_pass(
+    style: str, gateway: httpx.Client, llm: ScriptedLLM, proposal: dict[str, Any]
+) -> None:
     answer = gateway.post("/gen/proposal/evaluation", json=as_sent(proposal, style))
     assert answer.json() == {
         "evaluation_result": 1,
@@ -57,7 +59,15 @@ def test_a_pass(style: str, gateway: httpx.Client, llm: ScriptedLLM, proposal: d
 @pytest.mark.parametrize(
     ("script", "feedback_type"),
     [
-        ({"ContentAnswer": {**GOOD_CONTENT, "relevance": {"reason": "x", "passage": 0, "score": 1}}}, 1),
+        (
+            {
+                "ContentAnswer": {
+                    **GOOD_CONTENT,
+                    "relevance": {"reason": "x", "passage": 0, "score": 1},
+                }
+            },
+            1,
+        ),
         ({"DeliberationAnswer": {**CLEAN, "drugs": {"passage": 2, "level": 4}}}, 2),
     ],
 )
