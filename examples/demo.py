@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 import httpx
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -28,6 +30,8 @@ from bentos.running import StartError, running_system
 HERE = Path(__file__).parent
 STAGES = ("volume", "content", "deliberation")
 COLOURS = {"pass": "green", "fail": "red", "review": "yellow", "skipped": "dim"}
+# rich's own format, without the web font that it would fetch from elsewhere.
+PICTURE = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 READ_TIMEOUT_S = 60.0  # a comment line comes every 15 s
 FAILURES = (httpx.HTTPError, KeyError, ValueError)
 
@@ -178,7 +182,7 @@ def main(svg: Path | None) -> None:
         sys.exit(1)
     console.print("Stopped.")
     if svg is not None:
-        console.save_svg(str(svg), title="make demo")
+        console.save_svg(str(svg), title="make demo", code_format=PICTURE)
     sys.exit(1 if any(sample.error or not sample.result for sample in samples) else 0)
 
 

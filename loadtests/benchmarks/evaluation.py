@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -172,6 +173,7 @@ async def measure(phases: list[Phase], effort: Effort, started: Started) -> Samp
 @click.option("--only", type=click.Choice(list(RATIOS)), help="One ratio alone.")
 def main(quick: bool, only: str | None) -> None:
     """Measure the whole system against its parts."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that what was started is stopped.
     for name in [n for n in os.environ if n.startswith("JOING_") and n not in KEPT_VARIABLES]:
         del os.environ[name]  # What is measured is configured here and nowhere else.
     phases = [phase for phase, ratios in PHASES.items() if only is None or only in ratios]

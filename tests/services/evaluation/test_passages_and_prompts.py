@@ -253,16 +253,17 @@ def _nodes(node: Any) -> Iterator[dict[str, Any]]:
         yield from _nodes(child)
 
 
+@pytest.mark.parametrize("language", ["ko", "en"])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_is_bounded_everywhere(answer: type[BaseModel]) -> None:
+def test_an_answer_is_bounded_everywhere(answer: type[BaseModel], language: Any) -> None:
     """An unbounded string or number is an answer that may never end."""
     bounds = {
         "integer": {"minimum", "maximum"},
-        "string": {"maxLength"},
+        "string": {"pattern"} if language == "ko" else {"maxLength"},
         "array": {"maxItems", "items"},
         "object": {"properties", "required", "additionalProperties"},
     }
-    schema = json_schema(answer)
+    schema = json_schema(answer, language)
     assert schema["type"] == "object"
     for node in _nodes(schema):
         assert not {"$ref", "$defs", "uniqueItems"} & set(node)
@@ -271,6 +272,30 @@ def test_an_answer_is_bounded_everywhere(answer: type[BaseModel]) -> None:
         if node.get("type") == "object":
             assert node["additionalProperties"] is False
             assert node["required"] == list(node["properties"])
+        if "pattern" in node:
+            assert re.search(node["pattern"], "가" + "a" * 10)
+            assert not re.search(node["pattern"], "가" * 1_000)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "example"), EXAMPLES, ids=lambda x: getattr(x, "name", "") or x.title
+)
+def test_an_example_answers_in_the_language_that_it_asks_for(
+    prompt: Prompt, example: Example
+) -> None:
+    """What the grammar forbids, an example must not show."""
+    for text in _prose(example.answer):
+        begins_in_korean = re.match("[가-힣]", text) is not None
+        assert begins_in_korean == (example.language == "ko"), text
+
+
+def _prose(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    for child in node.values() if isinstance(node, dict) else ():
+        yield from _prose(child)
+    for child in node if isinstance(node, list) else ():
+        yield from _prose(child)
 
 
 def _fields(text: str) -> set[str]:
