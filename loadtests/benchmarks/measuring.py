@@ -51,7 +51,7 @@ class Effort:
 
 
 FULL = Effort(rounds=8, blocks=2, each_16=2, each_32=2, first_tokens=12)
-QUICK = Effort(rounds=3, blocks=1, each_16=1, each_32=1, first_tokens=10)
+QUICK = Effort(rounds=4, blocks=1, each_16=1, each_32=1, first_tokens=10)
 
 
 @dataclass(frozen=True)

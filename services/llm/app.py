@@ -17,7 +17,7 @@ from services.llm.schemas import ChatCompletion, OpenAIErrorBody, TextCompletion
 from services.llm.settings import LLMSettings
 from services.llm.supervisor import Supervisor
 from services.llm.vllm import supervised_vllm
-from services.shared.telemetry import configure_logs, configure_traces
+from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app
 
 DESCRIPTION = "One open language model behind OpenAI's API, served by vLLM."
@@ -44,6 +44,7 @@ def create_app(settings: LLMSettings) -> FastAPI:
         app.state.upstream = Upstream(settings)
         async with app.state.upstream.running():
             yield
+        await send_last_spans()
 
     app = create_web_app("llm", settings, description=DESCRIPTION, lifespan=lifespan)
     configure_traces("llm", settings, app)

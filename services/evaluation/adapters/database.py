@@ -44,6 +44,7 @@ from services.shared.settings import ConfigurationError
 
 BUSY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10
+ANSWER_TIMEOUT_S = 20.0
 # Any number, the same in every replica: who holds it makes the tables.
 ADVISORY_LOCK = 6_409_117_330_121
 LOCK_RETRY_S = 0.1
@@ -91,7 +92,7 @@ class SQLStore:
     async def _column(self, name: str, evaluation_id: str) -> object | None:
         query = select(evaluations.c[name]).where(evaluations.c.id == evaluation_id)
         with _as_unavailable("The database cannot be read."):
-            async with self._engine.connect() as connection:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._engine.connect() as connection:
                 found: object | None = (await connection.execute(query)).scalar_one_or_none()
         return found
 
