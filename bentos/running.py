@@ -69,7 +69,7 @@ def running(
     port: int | None = None,
     environment: Mapping[str, str] | None = None,
     start_timeout_s: float = 600.0,
-    stop_timeout_s: float = 60.0,
+    stop_timeout_s: float = 90.0,
 ) -> Iterator[Running]:
     """`target` behind loopback. Raises StartError; leaves no process behind, however it ends."""
     port = port or free_port()

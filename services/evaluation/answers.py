@@ -77,7 +77,7 @@ class DeliberationAnswer(_Answer):
 
 
 class SummaryAnswer(_Answer):
-    text: str = Field(min_length=1, max_length=300)
+    text: str = Field(min_length=1, max_length=240)
     keywords: list[Annotated[str, Field(min_length=1, max_length=20)]] = Field(
         min_length=4, max_length=8
     )
@@ -85,11 +85,11 @@ class SummaryAnswer(_Answer):
 
 class _SuggestionAnswer(_Answer):
     about: str = Field(min_length=1, max_length=40)
-    change: str = Field(min_length=1, max_length=150)
+    change: str = Field(min_length=1, max_length=120)
 
 
 class FeedbackAnswer(_Answer):
-    text: str = Field(min_length=1, max_length=300)
+    text: str = Field(min_length=1, max_length=240)
     suggestions: list[_SuggestionAnswer] = Field(min_length=1, max_length=3)
 
 
