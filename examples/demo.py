@@ -150,7 +150,7 @@ def next_steps(console: Console, base_url: str) -> None:
         f"""
 [bold]Next:[/bold] [cyan]make serve[/cyan] keeps it running on port 3000. From another terminal:
 
-  curl -s {base_url}/v1/proposals/evaluate -H 'Content-Type: application/json' \\\\
+  curl -s {base_url}/v1/proposals/evaluate -H 'Content-Type: application/json' \\
        -d @examples/1-balcony-garden.json
 
   /v1/evaluations/<id>/steps shows every message, reply and token; /docs every call.

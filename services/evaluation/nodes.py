@@ -25,7 +25,7 @@ from services.evaluation.answers import (
 from services.evaluation.errors import AnswerInvalid, ModelError, ModelRefused, ModelTimedOut
 from services.evaluation.journal import Journal
 from services.evaluation.judging import Interviewer
-from services.evaluation.passages import Passages, cut
+from services.evaluation.passages import Passages, cut, whole_sentences
 from services.evaluation.prompts.library import Prompt
 from services.evaluation.schemas import (
     ContentStage,
@@ -184,7 +184,7 @@ async def write_feedback(state: State, runtime: Runtime[Work]) -> Update:
     except ModelError:
         return _say(work.texts.plain_feedback(stages, language))
     feedback = Feedback(
-        text=answer.text,
+        text=whole_sentences(answer.text),
         suggestions=[Suggestion(**s.model_dump()) for s in answer.suggestions],
         violations=work.texts.violations(stages, language),
     )
@@ -209,7 +209,9 @@ def stages_of(state: State) -> list[Stage]:
 
 
 def summary_of(proposal: Proposal, answer: SummaryAnswer) -> Summary:
-    return Summary(title=proposal.title, text=answer.text, keywords=answer.keywords)
+    return Summary(
+        title=proposal.title, text=whole_sentences(answer.text), keywords=answer.keywords
+    )
 
 
 async def _judge(

@@ -46,6 +46,14 @@ def cut(title: str, content: str, features: dict[str, str] | None = None) -> Pas
     return Passages((" ".join(title.split()), *joined))
 
 
+def whole_sentences(text: str) -> str:
+    """`text` up to its last full stop: what a bound on length cut off in mid-sentence is dropped.
+    Text without any full stop stays as it is.
+    """
+    ends = [match.end() for match in re.finditer(r"[.!?。！？…](?=\s|$)", text)]
+    return text[: ends[-1]] if ends else text
+
+
 def defuse(text: str) -> str:
     """`text` without anything that a chat template or our own frame could take for structure."""
     return text.translate(LOOK_ALIKES).replace("[|", "[ |").replace("[INST", "[ INST")

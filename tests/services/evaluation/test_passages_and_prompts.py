@@ -22,7 +22,7 @@ from services.evaluation.answers import (
     json_schema,
 )
 from services.evaluation.errors import UnknownPrompt
-from services.evaluation.passages import MAX_PASSAGES, Passages, cut, defuse
+from services.evaluation.passages import MAX_PASSAGES, Passages, cut, defuse, whole_sentences
 from services.evaluation.prompts.library import FOLDER, Example, Prompt, PromptLibrary
 from services.evaluation.schemas import Proposal
 from services.evaluation.settings import EvaluationSettings
@@ -314,3 +314,16 @@ def test_planners_read_the_same_in_both_languages() -> None:
 @pytest.mark.parametrize("language", TEXTS)
 def test_every_problem_has_its_words(language: str) -> None:
     assert {f"volume_{problem}" for problem in VolumeProblem} <= set(TEXTS[language])
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("첫 문장입니다. 둘째 문장이 잘", "첫 문장입니다."),
+        ("Whole. Text.", "Whole. Text."),
+        ("버전 2.0을 씁니다", "버전 2.0을 씁니다"),
+        ("끝이 없는 글", "끝이 없는 글"),
+    ],
+)
+def test_what_a_bound_cut_off_is_dropped(text: str, kept: str) -> None:
+    assert whole_sentences(text) == kept
