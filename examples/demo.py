@@ -7,6 +7,7 @@ Shows what each stage decides as it decides it, and the feedback or summary as i
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import click
 import httpx
 from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -32,6 +34,7 @@ STAGES = ("volume", "content", "deliberation")
 COLOURS = {"pass": "green", "fail": "red", "review": "yellow", "skipped": "dim"}
 # rich's own format, without the web font that it would fetch from elsewhere.
 PICTURE = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+COLUMN_PX = 12.2  # of rich's SVG
 READ_TIMEOUT_S = 60.0  # a comment line comes every 15 s
 FAILURES = (httpx.HTTPError, KeyError, ValueError)
 
@@ -159,6 +162,23 @@ def next_steps(console: Console, base_url: str) -> None:
     )
 
 
+def picture(console: Console) -> str:
+    """What was printed, as SVG. rich gives every character one column; Korean ones take two."""
+    drawn = console.export_svg(title="make demo", code_format=PICTURE)
+
+    def widened(found: re.Match[str]) -> str:
+        columns = cell_len(html.unescape(found["text"]))
+        return (
+            f'{found["before"]}textLength="{columns * COLUMN_PX:g}"{found["after"]}{found["text"]}<'
+        )
+
+    return re.sub(
+        r'(?P<before><text [^>]*)textLength="[^"]*"(?P<after>[^>]*>)(?P<text>[^<]*)<',
+        widened,
+        drawn,
+    )
+
+
 @click.command()
 @click.option("--svg", type=click.Path(path_type=Path), help="Save the last screen as a picture.")
 def main(svg: Path | None) -> None:
@@ -182,7 +202,7 @@ def main(svg: Path | None) -> None:
         sys.exit(1)
     console.print("Stopped.")
     if svg is not None:
-        console.save_svg(str(svg), title="make demo", code_format=PICTURE)
+        svg.write_text(picture(console), "utf-8")
     sys.exit(1 if any(sample.error or not sample.result for sample in samples) else 0)
 
 
