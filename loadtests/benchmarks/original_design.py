@@ -2,7 +2,8 @@
 
 Written from a description of its behaviour: synchronous handlers in a thread pool, a new OpenAI
 client for every call, one call after another (content, regulation, summary), the planner's text
-at the head of the system prompt, JSON asked for in words and taken as it comes.
+at the head of the system prompt, before the same instructions and examples as the evaluation
+service's, so that no prefix is shared; no grammar.
 
 Without a grammar the embedded model stops after four words or repeats itself up to the bound, and
 a comparison would be one of chance. So each call writes exactly as many tokens as the evaluation
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import openai
@@ -24,36 +26,20 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from bentos.running import ROOT, Running, free_port, stop, wait_until_ready
+from services.evaluation.prompts.library import PromptLibrary
+from services.evaluation.settings import EvaluationSettings
 
 URL_VARIABLE, MODEL_VARIABLE = "ORIGINAL_DESIGN_LLM_URL", "ORIGINAL_DESIGN_LLM_MODEL"
 START_TIMEOUT_S, STOP_TIMEOUT_S, CALL_TIMEOUT_S = 60.0, 20.0, 900.0
 
-CONTENT = (
-    "You review video plans. The plan is above. Give points for a clear message (0 to 30), a "
-    "defined audience (0 to 30) and for how well title and content fit together (0 to 40), with "
-    'one short reason. Return only JSON: {"message": int, "target": int, "relevance": int, '
-    '"reason": str}'
-)
-REGULATION = (
-    "You check video plans for age ratings. The plan is above. Give a level from 0 (all ages) to "
-    "4 (restricted) for theme, sexuality, violence, horror, language, drugs and imitation. Return "
-    'only JSON: {"theme": int, "sexuality": int, "violence": int, "horror": int, '
-    '"language": int, "drugs": int, "imitation": int, "passes": bool}'
-)
-SUMMARY = (
-    "You summarise video plans. The plan is above. Describe it in two or three sentences and give "
-    'four to eight keywords. Return only JSON: {"text": str, "keywords": [str]}'
-)
-
-
-INSTRUCTIONS = {"content": CONTENT, "deliberation": REGULATION, "writing": SUMMARY}
+PROMPTS = {"content": "content", "deliberation": "deliberation", "writing": "summary"}
 
 
 class Plan(BaseModel):
     title: str
     content: str
     tokens: dict[str, int]
-    """By call, how many tokens to write; the keys are of INSTRUCTIONS."""
+    """By call, how many tokens to write; the keys are of PROMPTS."""
 
 
 app = FastAPI()
@@ -67,17 +53,26 @@ def readyz() -> dict[str, str]:
 @app.post("/evaluate")
 def evaluate(plan: Plan) -> dict[str, int]:
     """By call, how many tokens were written. Every call is made, whatever the ones before said."""
-    return {name: _ask(plan, INSTRUCTIONS[name], tokens) for name, tokens in plan.tokens.items()}
+    return {name: _ask(plan, instructions(name), tokens) for name, tokens in plan.tokens.items()}
 
 
-def _ask(plan: Plan, instructions: str, tokens: int) -> int:
+@cache
+def instructions(call: str) -> str:
+    """The evaluation service's own instructions and examples for `call`, as one text: the same
+    work is asked for, only behind the planner's text, where no prefix is shared.
+    """
+    prompt = PromptLibrary().get(EvaluationSettings().prompt_version, PROMPTS[call])
+    return "\n".join(message.content for message in prompt.prefix)
+
+
+def _ask(plan: Plan, told: str, tokens: int) -> int:
     client = openai.OpenAI(
         base_url=f"{os.environ[URL_VARIABLE]}/v1", api_key="none", timeout=CALL_TIMEOUT_S
     )
     completion = client.chat.completions.create(
         model=os.environ[MODEL_VARIABLE],
         messages=[
-            {"role": "system", "content": f"{plan.title}\n{plan.content}\n\n{instructions}"},
+            {"role": "system", "content": f"{plan.title}\n{plan.content}\n\n{told}"},
             {"role": "user", "content": "Answer now."},
         ],
         max_tokens=tokens,
