@@ -86,6 +86,7 @@ def _trace_langchain(settings: ServiceSettings, provider: object) -> None:
     LangChainInstrumentor().instrument(
         tracer_provider=provider,
         config=TraceConfig(
+            hide_llm_invocation_parameters=hidden,  # they hold the messages too
             hide_inputs=hidden,
             hide_outputs=hidden,
             hide_input_messages=hidden,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,6 +35,15 @@ OUTSIDE = ("203.0.113.9", 40_000)
 LOOPBACK = ("127.0.0.1", 40_000)
 SECRET = "the secret of /srv/joing/key"
 OPENAI = "/v1/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def _every_level_is_logged() -> Iterator[None]:
+    """Services that other tests run in this process have configured its logs."""
+    configured = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**configured)
 
 
 class Cup(BaseModel):
