@@ -58,6 +58,7 @@ class Sample:
             self.text += data["text"]
         elif event == "result":
             self.result = data
+            self.text = (data["summary"] or data["feedback"])["text"]
         elif event == "error":
             self.error = data["detail"]
 
