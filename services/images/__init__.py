@@ -1,0 +1,1 @@
+"""The image runner behind OpenAI's images API: batched Flux with a LoRA per request."""
