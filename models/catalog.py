@@ -1,12 +1,13 @@
-"""The catalog: every model that Joing can run, one row each, read from catalog.toml.
+"""The catalog: every model and LoRA that Joing can run, one row each, read from catalog.toml.
 
 Pure but for reading one file. Knows nothing of torch, downloads or the cache.
 """
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,12 +15,20 @@ from models.errors import CatalogInvalid, UnknownModel
 
 CATALOG_FILE = Path(__file__).with_name("catalog.toml")
 DEFAULT_LLM = "qwen2.5-coder-1.5b"
+DEFAULT_IMAGE_MODEL = "sketch"
+
+_KINDS = ("llm", "image", "lora")  # the file's tables
 
 _GIB_PER_BILLION_BFLOAT16 = 2e9 / 2**30
 _BEYOND_WEIGHTS = 1.25  # activations, CUDA graphs and a first share of KV cache
 
 _HUB_ID = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
 _LOOKS_LIKE_A_PATH = re.compile(r"[./~]")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+"""A row's name: what clients send, and a folder's name."""
+Licence = Annotated[str, Field(min_length=1)]
+"""SPDX id, or the licence's own name where it has none."""
 
 
 class _Row(BaseModel):
@@ -33,6 +42,26 @@ class HubSource(_Row):
     id: Annotated[str, Field(pattern=r"^[\w][\w.-]*/[\w][\w.-]*$")]
     revision: Annotated[str, Field(min_length=1)] = "main"
     """A 40-hex commit where one is pinned; otherwise a branch or tag."""
+
+
+class HubFile(HubSource):
+    """One file of such a repository."""
+
+    file: Annotated[str, Field(pattern=r"^[\w-][\w .-]*(/[\w-][\w .-]*)*\.safetensors$")]
+    """A relative POSIX path."""
+
+
+class EmbeddedSource(_Row):
+    """Weights that lie in this repository, beside this file: nothing to fetch."""
+
+    kind: Literal["embedded"]
+    path: Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$")]
+    """Of a folder or a file, relative to `models/`, POSIX."""
+
+    @property
+    def location(self) -> Path:
+        """Where it is on this disk, if the checkout is complete."""
+        return CATALOG_FILE.parent / self.path
 
 
 class PypiSource(_Row):
@@ -70,11 +99,10 @@ class PypiSource(_Row):
 class LlmRow(_Row):
     """One LLM. `context` is the length it is served with, which may be below its maximum."""
 
-    name: str
+    name: Name
     source: Annotated[HubSource | PypiSource, Field(discriminator="kind")]
     format: Literal["safetensors", "gguf"] = "safetensors"
-    licence: Annotated[str, Field(min_length=1)]
-    """SPDX id, or the licence's own name where it has none."""
+    licence: Licence
     parameters_b: Annotated[float, Field(gt=0)]
     """All parameters in billions, whether or not a token uses them."""
     context: Annotated[int, Field(ge=512)]
@@ -101,61 +129,190 @@ class LlmRow(_Row):
     @property
     def gpu_memory_gib(self) -> int:
         """A first estimate of GPU memory, GiB: bfloat16 weights and a quarter more."""
-        return round(self.parameters_b * _GIB_PER_BILLION_BFLOAT16 * _BEYOND_WEIGHTS + 0.5)
+        return _gpu_memory_gib(self.parameters_b)
+
+
+class ImageRow(_Row):
+    """One image model: a diffusers pipeline of Flux.1's layout. Lengths are pixels.
+
+    What a request leaves out is `steps`, `guidance`, `width` and `height`; how far it may go is
+    `max_steps`, `size_multiple`, `min_side_px` and `max_pixels`.
+    """
+
+    name: Name
+    source: Annotated[HubSource | EmbeddedSource, Field(discriminator="kind")]
+    licence: Licence
+    parameters_b: Annotated[float, Field(gt=0)]
+    """Of the transformer, in billions."""
+    encoders_b: Annotated[float, Field(ge=0)] = 0.0
+    """Of the text encoders and the VAE beside it, in billions."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a processor."""
+    steps: Annotated[int, Field(ge=1)]
+    max_steps: Annotated[int, Field(ge=1)]
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    """None: guidance was not distilled into this model, and a request may not set it."""
+    max_sequence_length: Annotated[int, Field(ge=1)]
+    """Prompt tokens of the T5 encoder: padded and cut to it, so it is part of the picture."""
+    width: int
+    height: int
+    size_multiple: Annotated[int, Field(ge=1)] = 16
+    """Of width and height: what one latent patch covers."""
+    min_side_px: Annotated[int, Field(ge=1)]
+    max_pixels: Annotated[int, Field(ge=1)]
+    """Width times height."""
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _defaults_are_within_the_limits(self) -> "ImageRow":
+        if self.steps > self.max_steps:
+            raise ValueError(f"steps is {self.steps}, above max_steps")
+        for side, length in (("width", self.width), ("height", self.height)):
+            if length < self.min_side_px or length % self.size_multiple:
+                raise ValueError(f"{side} is {length}: below min_side_px, or no size_multiple")
+        if self.width * self.height > self.max_pixels:
+            raise ValueError(f"width times height is above max_pixels, {self.max_pixels}")
+        return self
+
+    @property
+    def gpu_memory_gib(self) -> int:
+        """A first estimate of GPU memory, GiB: bfloat16 weights and a quarter more."""
+        return _gpu_memory_gib(self.parameters_b + self.encoders_b)
+
+
+class LoraRow(_Row):
+    """One LoRA of an image model."""
+
+    name: Name
+    base: str
+    """The image row that it was trained on."""
+    source: Annotated[HubFile | EmbeddedSource, Field(discriminator="kind")]
+    trigger: str = ""
+    """Words that a prompt holds for the style to show; empty when it needs none."""
+    licence: Licence
+    note: str = ""
+
+
+def _gpu_memory_gib(parameters_b: float) -> int:
+    return round(parameters_b * _GIB_PER_BILLION_BFLOAT16 * _BEYOND_WEIGHTS + 0.5)
 
 
 Reference = LlmRow | HubSource | Path
-"""What a model's name can mean: a catalog row, a hub repository or a local folder."""
+"""What an LLM's name can mean: a catalog row, a hub repository or a local folder."""
+ImageReference = ImageRow | HubSource | Path
+"""The same for an image model."""
+AnyRow = LlmRow | ImageRow | LoraRow
+
+_RowT = TypeVar("_RowT", bound=AnyRow)
 
 
 class Catalog(_Row):
-    """All rows, by name. Order is the file's."""
+    """All rows, by name. Order is the file's; no two rows share a name, whatever their kind."""
 
-    llms: tuple[LlmRow, ...]
+    llms: tuple[LlmRow, ...] = ()
+    images: tuple[ImageRow, ...] = ()
+    loras: tuple[LoraRow, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Catalog":
+        tables: tuple[Sequence[AnyRow], ...] = (self.llms, self.images, self.loras)
+        kinds: dict[str, str] = {}
+        for kind, rows in zip(_KINDS, tables, strict=True):
+            for row in rows:
+                if (first := kinds.setdefault(row.name, kind)) != kind:
+                    raise ValueError(f"{kind}.{row.name}: the name is taken by {first}.{row.name}")
+        return self
+
+    @model_validator(mode="after")
+    def _every_lora_has_its_base(self) -> "Catalog":
+        names = [row.name for row in self.images]
+        for lora in self.loras:
+            if lora.base not in names:
+                there_are = ", ".join(names)
+                raise ValueError(
+                    f"lora.{lora.name}.base: no image model named {lora.base!r}; "
+                    f"there are: {there_are}"
+                )
+        return self
 
     def llm(self, name: str) -> LlmRow:
         """The row of that name; raises UnknownModel, which lists the names there are."""
-        for row in self.llms:
-            if row.name == name:
-                return row
-        raise UnknownModel(f"no LLM named {name!r} in the catalog; there are: {self._names()}")
+        return _named(name, self.llms, "LLM")
+
+    def image(self, name: str) -> ImageRow:
+        """The row of that name; raises UnknownModel, which lists the names there are."""
+        return _named(name, self.images, "image model")
+
+    def loras_of(self, base: str) -> tuple[LoraRow, ...]:
+        """The LoRAs of that image row; none for a model that is no row."""
+        return tuple(lora for lora in self.loras if lora.base == base)
 
     def find(self, reference: str) -> Reference:
         """What `reference` means: a row first, then a folder, then a hub id (`owner/name@commit`).
 
         Raises UnknownModel for a path that is no folder and for anything else.
         """
-        for row in self.llms:
-            if row.name == reference:
-                return row
-        folder = Path(reference).expanduser()
-        if folder.is_dir() and "/" in reference:
-            return folder.resolve()
-        if hub := _HUB_ID.fullmatch(reference):
-            return HubSource(id=hub["id"], revision=hub["revision"] or "main")
-        if _LOOKS_LIKE_A_PATH.match(reference):
-            raise UnknownModel(f"{reference!r} is no folder")
-        raise UnknownModel(
-            f"{reference!r} is no catalog row, folder or hub id (owner/name); rows: {self._names()}"
-        )
+        return _find(reference, self.llms)
 
-    def _names(self) -> str:
-        return ", ".join(row.name for row in self.llms)
+    def find_image(self, reference: str) -> ImageReference:
+        """`find` for an image model."""
+        return _find(reference, self.images)
+
+    def find_any(self, reference: str) -> AnyRow | HubSource | Path:
+        """`find` among rows of every kind."""
+        rows: tuple[AnyRow, ...] = (*self.llms, *self.images, *self.loras)
+        return _find(reference, rows)
+
+
+def _named(name: str, rows: Sequence[_RowT], kind: str) -> _RowT:
+    for row in rows:
+        if row.name == name:
+            return row
+    raise UnknownModel(f"no {kind} named {name!r} in the catalog; there are: {_names(rows)}")
+
+
+def _find(reference: str, rows: Sequence[_RowT]) -> _RowT | HubSource | Path:
+    for row in rows:
+        if row.name == reference:
+            return row
+    folder = Path(reference).expanduser()
+    if folder.is_dir() and "/" in reference:
+        return folder.resolve()
+    if hub := _HUB_ID.fullmatch(reference):
+        return HubSource(id=hub["id"], revision=hub["revision"] or "main")
+    if _LOOKS_LIKE_A_PATH.match(reference):
+        raise UnknownModel(f"{reference!r} is no folder")
+    raise UnknownModel(
+        f"{reference!r} is no catalog row, folder or hub id (owner/name); rows: {_names(rows)}"
+    )
+
+
+def _names(rows: Sequence[AnyRow]) -> str:
+    return ", ".join(row.name for row in rows)
 
 
 def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
     """Read and check the catalog; raises CatalogInvalid naming the row and the key at fault."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        llms = {name: row | {"name": name} for name, row in tables.pop("llm", {}).items()}
-        return Catalog.model_validate(tables | {"llms": tuple(llms.values())})
+        rows = {f"{kind}s": _rows(tables.pop(kind, {})) for kind in _KINDS}
+        return Catalog.model_validate(rows | tables)
     except ValidationError as invalid:
-        raise CatalogInvalid(f"{path.name}: {_first_fault(invalid, list(llms))}") from invalid
+        raise CatalogInvalid(f"{path.name}: {_first_fault(invalid, rows)}") from invalid
     except (OSError, tomllib.TOMLDecodeError, AttributeError, TypeError) as broken:
         raise CatalogInvalid(f"{path.name}: {broken}") from broken
 
 
-def _first_fault(invalid: ValidationError, names: list[str]) -> str:
+def _rows(table: dict[str, dict[str, object]]) -> tuple[dict[str, object], ...]:
+    return tuple(row | {"name": name} for name, row in table.items())
+
+
+def _first_fault(invalid: ValidationError, rows: dict[str, tuple[dict[str, object], ...]]) -> str:
+    """Where the file is wrong, in its own words (`image.sketch.steps`), and why."""
     fault = invalid.errors(include_url=False)[0]
-    where = [names[part] if isinstance(part, int) else str(part) for part in fault["loc"]]
-    return f"{'.'.join(where)}: {fault['msg']}"
+    where = [str(part) for part in fault["loc"]]
+    if len(where) > 1:
+        table, index = where[0], int(where[1])
+        where[:2] = [table.removesuffix("s"), str(rows[table][index]["name"])]
+    why = fault["msg"].removeprefix("Value error, ")
+    return ": ".join(part for part in (".".join(where), why) if part)

