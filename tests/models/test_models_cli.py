@@ -18,8 +18,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "models"
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner(env={"COLUMNS": "160"}).invoke(cli, arguments)
+def run(*arguments: str, columns: int = 160) -> Result:
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(cli, arguments)
 
 
 def put_model(root: Path, name: str) -> Path:
@@ -39,14 +39,30 @@ def is_one_line_of_error(result: Result) -> bool:
     return result.exit_code == 1 and last.startswith("Error: ") and "Traceback" not in result.stderr
 
 
+def names_first_in_a_line(output: str) -> dict[str, str]:
+    """Each row of the tables by what stands in its first column."""
+    lines = [line for line in output.splitlines() if line.startswith("│ ")]
+    return {line.split("│")[1].strip(): line for line in lines}
+
+
 def test_list_shows_every_row_and_which_are_here(root: Path) -> None:
     put_model(root, "smollm2-135m")
     result = run("list")
     assert result.exit_code == 0
-    lines = {row.name: line for row in load_catalog().llms for line in result.stdout.splitlines()
-             if f" {row.name} " in line}  # fmt: skip
-    assert lines.keys() == {row.name for row in load_catalog().llms}
-    assert [name for name, line in lines.items() if "✓" in line] == ["smollm2-135m"]
+    lines = names_first_in_a_line(result.stdout)
+    catalog = load_catalog()
+    rows = (*catalog.llms, *catalog.images, *catalog.loras)
+    assert lines.keys() == {row.name for row in rows}
+    here = {name for name, line in lines.items() if "✓" in line}
+    embedded = {row.name for row in rows if row.source.kind == "embedded"}
+    assert here - embedded == {"smollm2-135m"}
+
+
+def test_list_keeps_a_licence_s_brackets_and_fits_100_columns() -> None:
+    result = run("list", columns=100)
+    assert "FLUX.1 [dev]" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 100
+    assert load_catalog().images[1].name in names_first_in_a_line(result.stdout)
 
 
 def test_path_prints_the_folder_and_nothing_else(root: Path) -> None:
@@ -72,6 +88,22 @@ def test_pull_of_what_is_here_prints_its_folder(root: Path) -> None:
     result = run("pull", "smollm2-135m")
     assert (result.exit_code, result.stdout) == (0, f"{folder}\n")
     assert "English only" in result.stderr
+
+
+def test_pull_of_what_is_embedded_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = load_catalog()
+    monkeypatch.setattr("models.catalog.CATALOG_FILE", tmp_path / "catalog.toml")
+    monkeypatch.setattr("models.__main__.load_catalog", lambda: catalog)
+    missing = run("pull", "sketch")
+    assert is_one_line_of_error(missing)
+    assert "nothing to fetch" not in missing.stderr
+
+    weights = tmp_path / "sketch" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "model_index.json").write_text("{}")
+    result = run("pull", "sketch")
+    assert (result.exit_code, result.stdout) == (0, f"{weights}\n")
+    assert "sketch comes with Joing: nothing to fetch" in result.stderr
 
 
 def test_an_unknown_name_is_one_line() -> None:

@@ -12,7 +12,15 @@ import pytest
 from filelock import FileLock
 
 from models import weights
-from models.catalog import HubSource, LlmRow, PypiSource
+from models.catalog import (
+    EmbeddedSource,
+    HubFile,
+    HubSource,
+    ImageRow,
+    LlmRow,
+    LoraRow,
+    PypiSource,
+)
 from models.errors import (
     ConversionFailed,
     DownloadFailed,
@@ -46,6 +54,26 @@ def row(parameters_b: float = 0.001) -> LlmRow:
         context=512,
         languages=("en",),
     )
+
+
+def image_row(source: HubSource | EmbeddedSource) -> ImageRow:
+    return ImageRow(
+        name="toy",
+        source=source,
+        licence="MIT",
+        parameters_b=0.001,
+        steps=4,
+        max_steps=8,
+        max_sequence_length=32,
+        width=256,
+        height=144,
+        min_side_px=64,
+        max_pixels=65_536,
+    )
+
+
+def lora_row(source: HubFile | EmbeddedSource) -> LoraRow:
+    return LoraRow(name="pen", base="toy", source=source, licence="MIT")
 
 
 def write_wheel(index: Path, part: int, members: dict[str, bytes] | None = None) -> Path:
@@ -249,15 +277,75 @@ def test_a_folder_without_a_model_is_refused(root: Path, tmp_path: Path) -> None
         weights.pull(tmp_path, root)
 
 
+def put_snapshot(root: Path, hub: Path, name: str, *files: str) -> Path:
+    """What a pull of branch `main` of `name` leaves."""
+    snapshot = hub / name / "snapshots" / ("a" * 40)
+    for file in files:
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).write_text("{}")
+    record = {"name": name, "version": "main", "commit": "a" * 40, "path": str(snapshot)}
+    (root / name).mkdir(parents=True)
+    (root / name / "joing.json").write_text(json.dumps(record))
+    return snapshot
+
+
 def test_a_hub_model_is_located_by_the_commit_that_was_pulled(root: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "snapshots" / ("a" * 40)
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
-    record = {"name": "o--m", "version": "main", "commit": "a" * 40, "path": str(snapshot)}
-    (root / "o--m").mkdir(parents=True)
-    (root / "o--m" / "joing.json").write_text(json.dumps(record))
+    snapshot = put_snapshot(root, tmp_path, "o--m", "config.json")
 
     assert weights.locate(HubSource(id="o/m"), root) == snapshot
     assert weights.locate(HubSource(id="o/m", revision="v2"), root) is None
     (snapshot / "config.json").unlink()
     assert weights.locate(HubSource(id="o/m"), root) is None
+
+
+def test_a_pipeline_is_no_llm_and_an_llm_is_no_pipeline(root: Path, tmp_path: Path) -> None:
+    llm = put_snapshot(root, tmp_path, "o--llm", "config.json")
+    pipeline = put_snapshot(root, tmp_path, "o--pipe", "model_index.json", "vae/config.json")
+
+    assert weights.locate_image(HubSource(id="o/pipe"), root) == pipeline
+    assert weights.locate_image(pipeline, root) == pipeline == weights.pull_image(pipeline, root)
+    assert weights.locate(HubSource(id="o/pipe"), root) is None
+    assert weights.locate_image(HubSource(id="o/llm"), root) is None
+    with pytest.raises(WeightsMissing, match=r"model_index\.json"):
+        weights.pull_image(llm, root)
+
+
+def test_an_image_row_and_a_lora_of_the_hub_are_located_by_their_names(
+    root: Path, tmp_path: Path
+) -> None:
+    pipeline = put_snapshot(root, tmp_path, "toy", "model_index.json")
+    styles = put_snapshot(root, tmp_path, "pen", "styles/pen.safetensors")
+    pen = HubFile(id="o/styles", file="styles/pen.safetensors")
+
+    assert weights.locate_image(image_row(HubSource(id="o/toy")), root) == pipeline
+    assert weights.locate_image(image_row(HubSource(id="o/toy", revision="v2")), root) is None
+    assert weights.locate_lora(lora_row(pen), root) == styles / "styles/pen.safetensors"
+    other = pen.model_copy(update={"file": "styles/brush.safetensors"})
+    assert weights.locate_lora(lora_row(other), root) is None
+
+
+def test_what_is_embedded_is_here_without_a_pull(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.catalog.CATALOG_FILE", tmp_path / "catalog.toml")
+    image = image_row(EmbeddedSource(kind="embedded", path="toy"))
+    lora = lora_row(EmbeddedSource(kind="embedded", path="toy/loras/pen.safetensors"))
+    assert weights.locate_image(image, root) is None
+    assert weights.locate_lora(lora, root) is None
+    with pytest.raises(WeightsMissing, match=r"toy comes with Joing, but .*model_index\.json"):
+        weights.pull_image(image, root)
+    with pytest.raises(WeightsMissing, match=r"pen comes with Joing, but .*pen\.safetensors"):
+        weights.pull_lora(lora, root)
+
+    (tmp_path / "toy" / "loras").mkdir(parents=True)
+    (tmp_path / "toy" / "model_index.json").write_text("{}")
+    (tmp_path / "toy" / "loras" / "pen.safetensors").write_bytes(b"")
+    assert weights.locate_image(image, root) == tmp_path / "toy" == weights.pull_image(image, root)
+    assert weights.pull_lora(lora, root) == tmp_path / "toy" / "loras" / "pen.safetensors"
+    assert not root.exists()
+
+
+def test_the_disk_has_to_hold_the_text_encoders_too(root: Path) -> None:
+    giant = image_row(HubSource(id="o/giant")).model_copy(update={"encoders_b": 1e7})
+    with pytest.raises(NotEnoughDisk, match="HF_HOME"):
+        weights.pull_image(giant, root)
