@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
+
+from services.shared.peers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 SYSTEM = "bentos.system:Joing"
@@ -74,12 +75,28 @@ def running(
     """`target` behind loopback. Raises StartError; leaves no process behind, however it ends."""
     port = port or free_port()
     base_url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="joing-bentoml-") as home:
+        command = serve_command(target, host="127.0.0.1", port=port)
+        variables = serve_environment(Path(home), environment)
+        with answering(command, variables, base_url, start_timeout_s, stop_timeout_s) as server:
+            yield server
+
+
+@contextmanager
+def answering(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    base_url: str,
+    start_timeout_s: float,
+    stop_timeout_s: float,
+) -> Iterator[Running]:
+    """`command` once it answers /readyz at `base_url`. Raises StartError; stops it at the end."""
     with tempfile.TemporaryDirectory(prefix="joing-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                serve_command(target, host="127.0.0.1", port=port),
-                env=serve_environment(Path(folder) / "bentoml", environment),
+                command,
+                env=environment,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -147,10 +164,3 @@ def descendants(pid: int) -> list[psutil.Process]:
 def tail(log: Path) -> str:
     lines = log.read_text("utf-8", "replace").splitlines()
     return "\n".join(lines[-LOG_TAIL_LINES:])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

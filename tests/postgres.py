@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import psycopg
 
-from bentos.running import free_port
+from services.shared.peers import free_port
 
 DEBIAN_FOLDERS = "postgresql/*/bin"
 UNPRIVILEGED = ("postgres", "nobody")

@@ -13,21 +13,20 @@ service's call for the same proposal did.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import openai
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from bentos.running import ROOT, Running, free_port, stop, wait_until_ready
+from bentos.running import Running, answering
 from services.evaluation.prompts.library import PromptLibrary
 from services.evaluation.settings import EvaluationSettings
+from services.shared.peers import free_port
 
 URL_VARIABLE, MODEL_VARIABLE = "ORIGINAL_DESIGN_LLM_URL", "ORIGINAL_DESIGN_LLM_MODEL"
 START_TIMEOUT_S, STOP_TIMEOUT_S, CALL_TIMEOUT_S = 60.0, 20.0, 900.0
@@ -89,20 +88,7 @@ def running_original_design(llm_url: str, model: str) -> Iterator[Running]:
     port = free_port()
     base_url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "uvicorn", f"{__name__}:app", "--host", "127.0.0.1"]
-    with tempfile.TemporaryDirectory(prefix="joing-") as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, "--port", str(port)],
-                env={**os.environ, URL_VARIABLE: llm_url, MODEL_VARIABLE: model},
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            wait_until_ready(base_url, process, log, START_TIMEOUT_S)
-            yield Running(base_url, process.pid, log, model)
-        finally:
-            stop(process, STOP_TIMEOUT_S)
+    environment = {**os.environ, URL_VARIABLE: llm_url, MODEL_VARIABLE: model}
+    argv = [*command, "--port", str(port)]
+    with answering(argv, environment, base_url, START_TIMEOUT_S, STOP_TIMEOUT_S) as server:
+        yield replace(server, model=model)

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import uuid4
@@ -22,8 +22,7 @@ from services.evaluation.errors import ModelUnavailable
 from services.evaluation.graph import FORGOTTEN, RECURSION_LIMIT, RESUME_AFTER, Graph
 from services.evaluation.journal import Journal
 from services.evaluation.judging import Interviewer
-from services.evaluation.nodes import Plan, State, Work, stages_of, summary_of
-from services.evaluation.passages import cut
+from services.evaluation.nodes import Plan, State, Work, passages_of, stages_of, summary_of
 from services.evaluation.ports import EvaluationStore
 from services.evaluation.schemas import Evaluation, Proposal, Replay, Steps, Summary
 from services.evaluation.settings import EvaluationSettings
@@ -113,20 +112,13 @@ class Evaluator:
         """The summary alone, without a verdict. Raises the ModelError family."""
         async with self._admitted(), asyncio.timeout(self._settings.deadline_s):
             journal = Journal(request_id)
-            prompt = self._interviewer.library.get(self._settings.prompt_version, "summary")
-            passages = cut(proposal.title, proposal.content, proposal.additional_features)
-            messages = prompt.render(
-                passages,
-                media_type=proposal.media_type,
-                category=proposal.category,
-                language=proposal.answer_language,
-            )
             with journal.step("summary", {}) as entry:
                 call = self._interviewer.call(
-                    prompt,
-                    messages,
+                    "summary",
+                    self._settings.prompt_version,
+                    proposal,
+                    passages_of(proposal),
                     entry,
-                    language=proposal.answer_language,
                     call_id=f"{request_id}-summary",
                     model=self._settings.llm_model,
                 )
@@ -155,9 +147,8 @@ class Evaluator:
         )
 
     async def _begin(self, proposal: Proposal, request_id: str) -> _Run:
-        plan = await self._plan()
-        state = State(proposal=proposal.model_dump(mode="json"), plan=plan)
-        return _run(uuid4().hex, None, state, plan, request_id)
+        state = State(proposal=proposal.model_dump(mode="json"), plan=await self._plan())
+        return _new_run(None, state, request_id)
 
     async def _resume(self, parent_id: str, replay: Replay, request_id: str) -> _Run:
         parent = await self._graph.aget_state(_config(parent_id))
@@ -171,7 +162,7 @@ class Evaluator:
             if key not in FORGOTTEN[replay.from_stage]
         }
         state = State(**{**kept, "plan": plan})  # type: ignore[typeddict-item]
-        run = _run(uuid4().hex, parent_id, state, plan, request_id)
+        run = _new_run(parent_id, state, request_id)
         if replay.from_stage == "volume":
             return run
         if state["volume"]["outcome"] == "fail" and replay.from_stage != "writing":
@@ -179,7 +170,7 @@ class Evaluator:
                 f"Evaluation {parent_id} ended at volume; replay it from_stage volume."
             )
         await self._graph.aupdate_state(_config(run.id), dict(state), as_node=RESUME_AFTER)
-        return _run(run.id, parent_id, None, plan, request_id)
+        return replace(run, state=None)
 
     async def _finish(self, run: _Run, emit: Any = None) -> Evaluation:
         work = Work(
@@ -219,14 +210,12 @@ class Evaluator:
         return evaluation
 
 
-def _run(
-    run_id: str, parent_id: str | None, state: State | None, plan: Plan, request_id: str
-) -> _Run:
+def _new_run(parent_id: str | None, state: State, request_id: str) -> _Run:
     return _Run(
-        id=run_id,
+        id=uuid4().hex,
         parent_id=parent_id,
         state=state,
-        plan=plan,
+        plan=state["plan"],
         journal=Journal(request_id),
         created_at=datetime.now(UTC),
         started=time.perf_counter(),

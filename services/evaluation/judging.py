@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,10 +11,11 @@ from pydantic import BaseModel, ValidationError
 
 from services.evaluation.errors import AnswerInvalid
 from services.evaluation.journal import Entry
+from services.evaluation.passages import Passages
 from services.evaluation.policy import SECOND_RUN_SEED, SECOND_RUN_TEMPERATURE
 from services.evaluation.ports import Call, LanguageModel, Reply
-from services.evaluation.prompts.library import Prompt, PromptLibrary
-from services.evaluation.schemas import Language, Message
+from services.evaluation.prompts.library import PromptLibrary
+from services.evaluation.schemas import Proposal
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -28,15 +29,28 @@ class Interviewer:
 
     def call(
         self,
-        prompt: Prompt,
-        messages: list[Message],
+        name: str,
+        version: str,
+        proposal: Proposal,
+        passages: Passages,
         entry: Entry,
         *,
-        language: Language,
         call_id: str,
         model: str | None,
+        findings: Sequence[str] = (),
     ) -> Call:
-        """The call for `prompt`; the second attempt of a step is not greedy."""
+        """The call that puts prompt `name` to `proposal`, noted in `entry`; the second attempt of
+        a step is not greedy. Raises UnknownPrompt.
+        """
+        prompt = self.library.get(version, name)
+        language = proposal.answer_language
+        messages = prompt.render(
+            passages,
+            media_type=proposal.media_type,
+            category=proposal.category,
+            language=language,
+            findings=findings,
+        )
         call = Call(
             messages=tuple(messages),
             schema_name=prompt.head.answer,

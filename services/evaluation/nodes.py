@@ -26,7 +26,6 @@ from services.evaluation.errors import AnswerInvalid, ModelError, ModelRefused, 
 from services.evaluation.journal import Journal
 from services.evaluation.judging import Interviewer
 from services.evaluation.passages import Passages, cut, whole_sentences
-from services.evaluation.prompts.library import Prompt
 from services.evaluation.schemas import (
     ContentStage,
     DeliberationStage,
@@ -208,6 +207,10 @@ def stages_of(state: State) -> list[Stage]:
     return stages
 
 
+def passages_of(proposal: Proposal) -> Passages:
+    return cut(proposal.title, proposal.content, proposal.additional_features)
+
+
 def summary_of(proposal: Proposal, answer: SummaryAnswer) -> Summary:
     return Summary(
         title=proposal.title, text=whole_sentences(answer.text), keywords=answer.keywords
@@ -251,16 +254,17 @@ A = TypeVar("A", bound=BaseModel)
 async def _ask(
     state: State, runtime: Runtime[Work], name: str, answer: type[A], attempt: int
 ) -> tuple[A, Passages]:
-    work, passages = runtime.context, _passages(state)
-    prompt = work.interviewer.library.get(state["plan"]["prompt_version"], name)
+    work, plan, proposal = runtime.context, state["plan"], _proposal(state)
+    passages = passages_of(proposal)
     with work.journal.step(name, {"proposal": state["proposal"]}, attempt) as entry:
         call = work.interviewer.call(
-            prompt,
-            _messages(state, prompt, passages, ()),
+            name,
+            plan["prompt_version"],
+            proposal,
+            passages,
             entry,
-            language=_proposal(state).answer_language,
             call_id=f"{work.journal.request_id}-{name}-{attempt}",
-            model=state["plan"]["model"],
+            model=plan["model"],
         )
         return await work.interviewer.ask(call, answer, entry), passages
 
@@ -269,38 +273,25 @@ async def _write(
     state: State, runtime: Runtime[Work], name: str, answer: type[A], findings: tuple[str, ...]
 ) -> A:
     """Emits the answer's text as `token` events while it is written."""
-    work = runtime.context
+    work, plan, proposal = runtime.context, state["plan"], _proposal(state)
     emit = get_stream_writer()
-    prompt = work.interviewer.library.get(state["plan"]["prompt_version"], name)
     given = {"proposal": state["proposal"], "findings": list(findings)}
     with work.journal.step(name, given) as entry:
-        messages = _messages(state, prompt, _passages(state), findings)
         call = work.interviewer.call(
-            prompt,
-            messages,
+            name,
+            plan["prompt_version"],
+            proposal,
+            passages_of(proposal),
             entry,
-            language=_proposal(state).answer_language,
             call_id=f"{work.journal.request_id}-{name}",
-            model=state["plan"]["model"],
+            model=plan["model"],
+            findings=findings,
         )
         async for piece in work.interviewer.stream(call, answer, entry):
             if not isinstance(piece, str):
                 return piece
             emit({"event": "token", "text": piece})
     raise AnswerInvalid("empty_answer", "The model answered nothing.")
-
-
-def _messages(
-    state: State, prompt: Prompt, passages: Passages, findings: tuple[str, ...]
-) -> list[Any]:
-    proposal = _proposal(state)
-    return prompt.render(
-        passages,
-        media_type=proposal.media_type,
-        category=proposal.category,
-        language=proposal.answer_language,
-        findings=findings,
-    )
 
 
 def _say(feedback: Feedback) -> Update:
@@ -314,11 +305,6 @@ def _announce(stage: StageName, state: str) -> None:
 
 def _proposal(state: State) -> Proposal:
     return Proposal.model_validate(state["proposal"])
-
-
-def _passages(state: State) -> Passages:
-    proposal = _proposal(state)
-    return cut(proposal.title, proposal.content, proposal.additional_features)
 
 
 def _since(started: float) -> float:

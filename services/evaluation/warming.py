@@ -15,9 +15,9 @@ import structlog
 from services.evaluation.errors import ModelError
 from services.evaluation.journal import Entry
 from services.evaluation.judging import Interviewer
-from services.evaluation.passages import cut
+from services.evaluation.nodes import passages_of
 from services.evaluation.prompts.library import LANGUAGES
-from services.evaluation.schemas import Language
+from services.evaluation.schemas import Language, Proposal
 
 RETRY_S = 2.0
 PROMPTS = ("content", "deliberation", "summary", "feedback")
@@ -42,11 +42,15 @@ class Warming:
         log.info("prompts warmed", prompt_version=self._version)
 
     async def _sent(self, name: str, language: Language) -> bool:
-        prompt = self._interviewer.library.get(self._version, name)
-        messages = prompt.render(cut("-", "-"), media_type="-", category=None, language=language)
-        entry = Entry(name, 1, {})
+        nothing = Proposal(title="-", content="-", media_type="short_form", language=language)
         call = self._interviewer.call(
-            prompt, messages, entry, language=language, call_id=f"warming-{name}", model=self._model
+            name,
+            self._version,
+            nothing,
+            passages_of(nothing),
+            Entry(name, 1, {}),
+            call_id=f"warming-{name}",
+            model=self._model,
         )
         try:
             await self._interviewer.model.ask(replace(call, max_tokens=1))

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from services.gateway.settings import GatewaySettings
-from services.shared.errors import DeadlineExceeded, Unavailable
+from services.shared.forwarding import unreachable_as_problem
 from services.shared.web import REQUEST_ID, current_request_id, until_hang_up
 
 FEEDBACK_TYPE = {"volume": 0, "content": 1, "deliberation": 2}
@@ -137,16 +137,8 @@ async def _ask(request: Request, path: str, body: dict[str, Any]) -> httpx.Respo
     client: httpx.AsyncClient = request.app.state.clients["evaluation"]
     settings: GatewaySettings = request.app.state.settings
     headers = {REQUEST_ID: current_request_id()}
-    try:
+    with unreachable_as_problem("evaluation", settings.retry_after_s):
         return await until_hang_up(request, client.post(path, json=body, headers=headers))
-    except httpx.TimeoutException:
-        raise DeadlineExceeded("The evaluation service took too long.") from None
-    except httpx.HTTPError:
-        raise Unavailable(
-            "The evaluation service is not available.",
-            retry_after_s=settings.retry_after_s,
-            code="evaluation_unavailable",
-        ) from None
 
 
 def _pass_back(answer: httpx.Response) -> Response:

@@ -17,7 +17,6 @@ import os
 import random
 import re
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -32,6 +31,7 @@ import httpx
 import structlog
 
 from services.llm.launcher import LINGER_S
+from services.shared.peers import free_port
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 LOG_LINES_KEPT = 40
@@ -168,7 +168,7 @@ class Supervisor:
         """From start to end of one process: why it ended, and whether it was ever ready."""
         self.state = State.STARTING
         self._tail.clear()
-        port = _free_port()
+        port = free_port()
         self.base_url = f"http://127.0.0.1:{port}"
         try:
             launch = self._launch(port)
@@ -331,10 +331,3 @@ def _inherited() -> dict[str, str]:
 def _report_bug(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         log.error("the supervisor failed", exc_info=error)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -6,7 +6,8 @@ A caller that hangs up ends the call upstream at once, before or after the first
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 
 import httpx
 import structlog
@@ -14,8 +15,13 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import Headers
 
-from services.shared.errors import DeadlineExceeded, Problem, Unavailable, openai_error
-from services.shared.errors import is_openai_path as wants_openai_errors
+from services.shared.errors import (
+    DeadlineExceeded,
+    Problem,
+    Unavailable,
+    is_openai_path,
+    openai_error,
+)
 from services.shared.web import REQUEST_ID, current_request_id, until_hang_up
 
 PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "idempotency-key",
@@ -39,8 +45,19 @@ async def forward(
         headers=_headers(request.headers),
         content=await request.body(),
     )
-    try:
+    with unreachable_as_problem(peer, retry_after_s):
         response = await until_hang_up(request, client.send(outgoing, stream=True))
+    back = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
+    return StreamingResponse(
+        _pieces(response, peer, request.url.path), response.status_code, headers=back
+    )
+
+
+@contextmanager
+def unreachable_as_problem(peer: str, retry_after_s: int) -> Iterator[None]:
+    """What httpx raises about `peer`, as what the caller is told."""
+    try:
+        yield
     except httpx.TimeoutException:
         raise DeadlineExceeded(f"The {peer} service took too long.") from None
     except httpx.HTTPError as error:
@@ -50,10 +67,6 @@ async def forward(
             retry_after_s=retry_after_s,
             code=f"{peer}_unavailable",
         ) from None
-    back = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
-    return StreamingResponse(
-        _pieces(response, peer, request.url.path), response.status_code, headers=back
-    )
 
 
 def _headers(incoming: Headers) -> Mapping[str, str]:
@@ -78,6 +91,6 @@ def _last_event(peer: str, path: str) -> bytes:
     problem: Problem = Unavailable(
         f"The {peer} service broke off.", retry_after_s=1, code=f"{peer}_broke_off"
     )
-    if wants_openai_errors(path):
+    if is_openai_path(path):
         return f"data: {json.dumps(openai_error(problem))}\n\n".encode()
     return f"event: error\ndata: {problem.body().model_dump_json()}\n\n".encode()

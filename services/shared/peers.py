@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -66,3 +67,11 @@ def find_peer(name: str, url: str | None, key: str | None = None) -> Peer:
     if address.startswith("file://"):
         return Peer(name, f"http://{name}", socket=urlsplit(address).path, key=key)
     return Peer(name, address.replace("tcp://", "http://").rstrip("/"), key=key)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nothing listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

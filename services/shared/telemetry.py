@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -95,10 +94,3 @@ def _trace_langchain(settings: ServiceSettings, provider: object) -> None:
             hide_output_text=hidden,
         ),
     )
-
-
-def quiet_vendors() -> None:
-    """Usage reporting of the libraries off; nothing here phones home."""
-    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-    os.environ.setdefault("LANGSMITH_TRACING", "false")
-    os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")

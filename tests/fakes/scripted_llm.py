@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,19 @@ class ScriptedLLM:
             yield "data: [DONE]\n\n"
         finally:
             self.running -= 1
+
+
+def hang_up(base_url: str, llm: ScriptedLLM, proposal: dict[str, Any]) -> None:
+    """Asks for `proposal` in both ways, leaves before the answer, and gives the model a while to
+    notice.
+    """
+    for path in ("/v1/proposals/evaluate", "/v1/proposals/evaluate/stream"):
+        with suppress(httpx.ReadTimeout), httpx.Client(base_url=base_url) as caller:
+            caller.post(path, json=proposal, timeout=0.3)
+            raise AssertionError(f"{path} answered before the caller left")
+    until = time.monotonic() + 5
+    while llm.running and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 async def _cut_short() -> AsyncIterator[bytes]:

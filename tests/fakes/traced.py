@@ -20,7 +20,8 @@ from pathlib import Path
 from fastapi import FastAPI
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from bentos.running import ROOT, free_port, tail, wait_until_ready
+from bentos.running import ROOT, tail, wait_until_ready
+from services.shared.peers import free_port
 
 
 def evaluation() -> FastAPI:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.fakes.scripted_llm import CLEAN, GOOD_CONTENT, Act, ScriptedLLM
+from tests.fakes.scripted_llm import CLEAN, GOOD_CONTENT, Act, ScriptedLLM, hang_up
 
 FENCED = "```json\n" + json.dumps(GOOD_CONTENT, ensure_ascii=False) + "\n```"
 
@@ -182,11 +181,6 @@ def test_hanging_up_ends_the_calls_at_the_model(
     evaluation_url: str, llm: ScriptedLLM, proposal: dict[str, Any]
 ) -> None:
     llm.script["ContentAnswer"] = Act(GOOD_CONTENT, delay_s=0.9)
-    for path in ("/v1/proposals/evaluate", "/v1/proposals/evaluate/stream"):
-        with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=evaluation_url) as caller:
-            caller.post(path, json=proposal, timeout=0.3)
-    until = time.monotonic() + 5
-    while llm.running and time.monotonic() < until:
-        time.sleep(0.02)
+    hang_up(evaluation_url, llm, proposal)
     assert llm.running == 0
     assert not llm.calls_for("SummaryAnswer")

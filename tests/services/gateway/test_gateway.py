@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from services.gateway.app import ROUTES, create_app
 from services.gateway.settings import GatewaySettings
-from tests.fakes.scripted_llm import GOOD_CONTENT, Act, ScriptedLLM, served_app
+from tests.fakes.scripted_llm import GOOD_CONTENT, Act, ScriptedLLM, hang_up, served_app
 
 
 @pytest.fixture
@@ -78,12 +78,7 @@ def test_hanging_up_at_the_gateway_ends_the_call_at_the_model(
     gateway_url: str, llm: ScriptedLLM, proposal: dict[str, Any]
 ) -> None:
     llm.script["ContentAnswer"] = Act(GOOD_CONTENT, delay_s=0.9)
-    for path in ("/v1/proposals/evaluate", "/v1/proposals/evaluate/stream"):
-        with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=gateway_url) as caller:
-            caller.post(path, json=proposal, timeout=0.3)
-    until = time.monotonic() + 5
-    while llm.running and time.monotonic() < until:
-        time.sleep(0.02)
+    hang_up(gateway_url, llm, proposal)
     assert llm.running == 0
     assert not llm.calls_for("SummaryAnswer")
 
