@@ -15,7 +15,7 @@ from torch import nn
 
 
 class RowPositions(nn.Module):
-    """Takes the place of the transformer's `pos_embed`: hands out what was set, whatever the ids."""
+    """In the place of the transformer's `pos_embed`: hands out what was set, whatever the ids."""
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
 """The engine: images are asked for from any thread, and drawn by one.
 
-`step()` is the whole of it: schedule, run, commit. Between two steps the batch may be composed anew;
-what joins, leaves or waits is the scheduler's decision (scheduler.py), tensors are the runner's
-affair (runner.py), and names of LoRAs the library's (library.py).
+`step()` is the whole of it: schedule, run, commit. Between two steps the batch may be composed
+anew; what joins, leaves or waits is the scheduler's decision (scheduler.py), tensors are the
+runner's affair (runner.py), and names of LoRAs the library's (library.py).
 
-Who may do what: the owner thread alone touches the runner. The scheduler is guarded by a lock that is
-held for bookkeeping only, never while the model runs; so a request is admitted or refused at once,
-and a cancel takes effect at the next boundary. Listeners and futures are called by the owner thread,
-without the lock; they must not block.
+Who may do what: the owner thread alone touches the runner. The scheduler is guarded by a lock that
+is held for bookkeeping only, never while the model runs; so a request is admitted or refused at
+once, and a cancel takes effect at the next boundary. Listeners and futures are called by the owner
+thread, without the lock; they must not block.
 """
 
 from __future__ import annotations
@@ -368,7 +368,7 @@ class Engine:
             self._break(bug)
 
     def _break(self, bug: BaseException) -> None:
-        """Everybody is told, and nothing is taken in any more. The operator restarts the process."""
+        """Everybody is told, and nothing is taken in any more; the operator restarts it."""
         log.critical("the image engine stopped", exc_info=bug)
         self._broken = bug
         self._retract()
@@ -467,8 +467,8 @@ class Engine:
     # --- books ------------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless every job is in exactly one state and nothing is held for one
-        that is over. Owner thread, or a stopped engine.
+        """Raises AssertionError unless every job is in exactly one state and nothing is held for
+        one that is over. Owner thread, or a stopped engine.
         """
         with self._lock:
             self._scheduler.check_integrity()
@@ -495,6 +495,8 @@ def open_engine(
     from models.flux.runner import Runner
 
     runner = Runner(spec, config)
+    if config.compile:
+        runner.warm_up(width, height)
     costs, budget = runner.calibrate(width, height, max_rows=config.max_rows)
     limits = BatchLimits(config.max_rows, config.token_budget or budget, config.lora_slots)
     scheduler = Scheduler(

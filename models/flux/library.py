@@ -1,7 +1,7 @@
 """Every LoRA that may be asked for by name, and the files behind the names.
 
-A name is looked up when a request comes; from then on the request holds on to what it found, so that
-replacing or removing a name changes no image that was admitted before. Any thread may call.
+A name is looked up when a request comes; from then on the request holds on to what it found, so
+that replacing or removing a name changes no image that was admitted before. Any thread may call.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LoraEntry:
     digest: str
     rank: int
     metadata: Mapping[str, str]
-    """What the file says of itself, with what its catalog row says over it: trigger, licence, base."""
+    """What the file says of itself, overlaid with what its catalog row says."""
 
 
 class LoraLibrary:

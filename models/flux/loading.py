@@ -22,9 +22,7 @@ def load_pipeline(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> 
 
     _check_index(spec)
     try:
-        pipeline = FluxPipeline.from_pretrained(
-            spec.folder, torch_dtype=dtype, local_files_only=True
-        )
+        pipeline = FluxPipeline.from_pretrained(spec.folder, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as broken:
         raise ModelUnusable(f"{spec.folder} cannot be loaded: {broken}") from broken
     for part in (
@@ -69,11 +67,14 @@ def choose_dtype(name: Dtype, device: torch.device) -> torch.dtype:
 
 
 def quantise_to_float8(transformer: nn.Module) -> None:
-    """The blocks' linears in float8, dynamically scaled. Raises ModelUnusable where that cannot be."""
+    """The blocks' linears in float8, scaled as they run. Raises ModelUnusable elsewhere."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:
         raise ModelUnusable("float8 needs a GPU of compute capability 8.9 or higher")
     try:
-        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
+        from torchao.quantization import (  # type: ignore[import-not-found,unused-ignore]
+            Float8DynamicActivationFloat8WeightConfig,
+            quantize_,
+        )
     except ImportError as missing:
         raise ModelUnusable("float8 needs the package torchao") from missing
     for name, blocks in transformer.named_children():

@@ -57,7 +57,7 @@ class RequestLimits:
         _check(0 <= request.seed <= MAX_SEED, "seed", f"must be 0 to {MAX_SEED}")
         self._check_guidance(request.guidance)
         _check(
-            0 < len(request.prompt.strip()) and len(request.prompt) <= MAX_PROMPT_CHARACTERS,
+            bool(request.prompt.strip()) and len(request.prompt) <= MAX_PROMPT_CHARACTERS,
             "prompt",
             f"must have 1 to {MAX_PROMPT_CHARACTERS} characters",
         )

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +35,7 @@ TIMED_ROWS = (1, 2, 4, 8, 16, 32)
 TIMINGS = 3  # of each; the shortest counts
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
     """One image under way. `latents_LC` is float32 on the model's device."""
 
@@ -75,6 +75,7 @@ class Runner:
         self._vae = pipeline.vae
         self._images = pipeline.image_processor
         self._scheduler = pipeline.scheduler
+        self._max_rows = config.max_rows
         self._vae_scale = pipeline.vae_scale_factor
         self._text = TextEncoder(
             pipeline.text_encoder,
@@ -94,7 +95,7 @@ class Runner:
         self._batch: _Batch | None = None
 
     def _prepare(self, config: EngineConfig) -> LoraBank:
-        """Makes the stock transformer draw rows: positions, attention, quantisation, LoRA, graphs."""
+        """Makes the stock transformer draw rows of different kinds."""
         transformer = self._transformer
         transformer.pos_embed = self._positions
         transformer.set_attn_processor(RowAttention())
@@ -106,6 +107,7 @@ class Runner:
             transformer,
             slots=config.lora_slots,
             max_rank=config.lora_max_rank,
+            max_rows=config.max_rows,
             is_compiled=config.compile,
         )
         if config.compile:
@@ -123,7 +125,7 @@ class Runner:
             text_tokens=self.spec.max_sequence_length,
         )
 
-    # --- one image's beginning and end --------------------------------------------------------------
+    # --- one image's beginning and end ------------------------------------------------------------
 
     def is_encoded(self, prompt: str) -> bool:
         """True when `begin` will not have to encode it. Any thread may ask."""
@@ -174,12 +176,12 @@ class Runner:
             image: Image = self._images.postprocess(pixels, output_type="pil")[0]
             return image
 
-    # --- a step -------------------------------------------------------------------------------------
+    # --- a step -----------------------------------------------------------------------------------
 
     def step(self, rows: Sequence[Row]) -> None:
         """One denoising step of every row, each from where it is. Rows have equally many tokens.
 
-        Raises OutOfMemory, and then no row has changed; LoraInUse when there are more LoRAs than slots.
+        Raises OutOfMemory, and then no row has changed; LoraInUse for more LoRAs than slots.
         """
         with memory_errors(), torch.inference_mode():
             batch = self._gather(tuple(rows))
@@ -253,7 +255,24 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    # --- what it costs ------------------------------------------------------------------------------
+    # --- what it costs ----------------------------------------------------------------------------
+
+    def warm_up(self, width: int, height: int) -> None:
+        """Makes the graphs of a compiled model: for one row, for a first crowd, for crowds of any
+        number; each with LoRAs and without.
+        """
+        row = self._sample_row(width, height, steps=2)
+        for count in range(1, min(3, self._max_rows) + 1):
+            rows = [replace(row) for _ in range(count)]
+            self.step(rows)
+            self.bank.select_zeros(count)  # the batch stays gathered
+            self.step(rows)
+        self.forget_batch()
+
+    def _sample_row(self, width: int, height: int, steps: int) -> Row:
+        guidance = 0.0 if self.limits.has_guidance else None
+        request = ImageRequest("calibration", width, height, steps, seed=0, guidance=guidance)
+        return self.begin([request], [None])[0]
 
     def calibrate(
         self,
@@ -263,14 +282,11 @@ class Runner:
         max_rows: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> tuple[Costs, int]:
-        """Times steps of growing batches at this size until a further row gains nothing; also encoding
-        and decoding. Returns the costs and the token budget where batches stop paying.
+        """Times steps of growing batches at this size until a further row gains nothing; also
+        encoding and decoding. Returns the costs and the budget where batches stop paying.
         """
-        request = ImageRequest("calibration", width, height, steps=1, seed=0, guidance=0.0)
-        if not self.limits.has_guidance:
-            request = replace(request, guidance=None)
-        encode_s = self._time(lambda: self._encode_anew(request), clock)
-        row = self.begin([request], [None])[0]
+        row = self._sample_row(width, height, steps=1)
+        encode_s = self._time(lambda: self._encode_anew(row.request), clock)
         tokens = len(row.rotation_SD)
         seconds = self._time_steps(row, max_rows, clock)
         decode_s = self._time(lambda: self.finish(row), clock)
@@ -283,7 +299,7 @@ class Runner:
         seconds: dict[int, float] = {}
         for rows in (n for n in TIMED_ROWS if n <= max_rows):
             try:
-                seconds[rows] = self._time(lambda n=rows: self._step_copies(row, n), clock)
+                seconds[rows] = self._time(partial(self._step_copies, row, rows), clock)
             except OutOfMemory:
                 self.free_memory()
                 break
@@ -313,7 +329,7 @@ class Runner:
             taken.append(clock() - began)
         return min(taken[1:])
 
-    # --- shapes -------------------------------------------------------------------------------------
+    # --- shapes -----------------------------------------------------------------------------------
 
     def _latent_size(self, request: ImageRequest) -> tuple[int, int]:
         """Height and width of the VAE's picture."""

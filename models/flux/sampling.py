@@ -1,9 +1,9 @@
 """The formulas between noise and picture, as Flux.1 has them.
 
-Shape suffixes, here and in runner.py: B rows of the batch, L image tokens, T text tokens, C channels
-of a packed token, D rotary dimensions. Latents are packed: 2x2 patches of the VAE's channels make one
-token, row by row. Sources: black-forest-labs/flux `sampling.py` (schedule, packing); diffusers'
-FluxPipeline, with which every function here agrees to the last bit in float32.
+Shape suffixes, here and in runner.py: B rows of the batch, L image tokens, T text tokens, C
+channels of a packed token, D rotary dimensions. Latents are packed: 2x2 patches of the VAE's
+channels make one token, row by row. Sources: black-forest-labs/flux `sampling.py` (schedule,
+packing); diffusers' FluxPipeline, with which every function here agrees in float32.
 """
 
 from __future__ import annotations

@@ -319,8 +319,8 @@ class Scheduler:
         return finished
 
     def retract(self) -> list[Job]:
-        """The boundary at hand, if there is one, could not be run: nothing of it counts. Returns its
-        live jobs. Joiners whose prompts were encoded already are encoded again, from the cache.
+        """The boundary at hand, if there is one, could not be run: nothing of it counts. Returns
+        its live jobs. Joiners that were encoded already are encoded again, from the cache.
         """
         boundary, self._boundary = self._boundary, None
         if boundary is None:
@@ -362,7 +362,7 @@ class Scheduler:
         assert len({order for _, order in held}) == len(held), "a job is in two states"
         for state, order in held:
             job = self._jobs[state][order]
-            assert job.state is state and job.id == order, f"job {order} is filed wrongly"
+            assert (job.state, job.id) == (state, order), f"job {order} is filed wrongly"
             assert job.work.steps_left >= 0, f"job {order} was drawn too far"
         total = len(held) + sum(self.ended.values())
         assert total == self._admitted, f"{self._admitted} admitted, {total} accounted for"

@@ -1,7 +1,7 @@
 """Prompts as numbers: CLIP's pooled vector and T5's tokens, each prompt encoded once.
 
-One thread only: fast tokenizers refuse to be shared. Shapes: T text tokens, E width of T5, P width of
-CLIP.
+One thread only: fast tokenizers refuse to be shared. Shapes: T text tokens, E width of T5, P width
+of CLIP.
 """
 
 from __future__ import annotations
