@@ -11,12 +11,13 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from services.llm.draining import drained_on_sigterm
 from services.llm.proxy import Limits, Proxy
-from services.llm.schemas import ChatCompletion, OpenAIErrorBody, TextCompletion
+from services.llm.schemas import ChatCompletion, TextCompletion
 from services.llm.settings import LLMSettings
 from services.llm.supervisor import Supervisor
 from services.llm.vllm import supervised_vllm
+from services.shared.draining import drained_on_sigterm
+from services.shared.errors import OpenAIErrorBody
 from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app
 

@@ -9,21 +9,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class OpenAIError(BaseModel):
-    """What went wrong, as OpenAI's clients expect it."""
-
-    message: str = Field(description="What happened and what to do.")
-    type: str = Field(description="`invalid_request_error`, `server_error` or vLLM's own name.")
-    param: str | None = Field(None, description="The field at fault.")
-    code: str | int | None = Field(None, description="Stable name of the error, or its status.")
-
-
-class OpenAIErrorBody(BaseModel):
-    """Body of every answer that is not a 2xx; in a stream that broke, its last event."""
-
-    error: OpenAIError
-
-
 class Completion(BaseModel):
     """What both kinds of request share."""
 

@@ -6,6 +6,7 @@
     ├── Forbidden           403  not from here, or not with this key
     ├── NotFound            404
     ├── MethodNotAllowed    405
+    ├── Conflict            409  not while things are as they are
     ├── TooLarge            413  the body is over the limit
     ├── Unprocessable       422  readable, against the rules; names each field
     ├── TooManyRequests     429  this caller should slow down
@@ -28,7 +29,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 PROBLEM_JSON = "application/problem+json"
-OPENAI_PATHS = ("/v1/chat/", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses")
+OPENAI_PATHS = (
+    "/v1/chat/", "/v1/completions", "/v1/models", "/v1/embeddings", "/v1/responses", "/v1/images/",
+)  # fmt: skip
 
 
 class FieldError(BaseModel):
@@ -49,6 +52,21 @@ class ProblemBody(BaseModel):
     errors: list[FieldError] = Field(
         default_factory=list, description="One entry for each bad field; empty otherwise."
     )
+
+
+class OpenAIError(BaseModel):
+    """What went wrong, as OpenAI's clients expect it."""
+
+    message: str = Field(description="What happened and what to do.")
+    type: str = Field(description="`invalid_request_error`, `server_error` or vLLM's own name.")
+    param: str | None = Field(None, description="The field at fault.")
+    code: str | int | None = Field(None, description="Stable name of the error, or its status.")
+
+
+class OpenAIErrorBody(BaseModel):
+    """Body of every answer that is not a 2xx; in a stream that broke, its last event."""
+
+    error: OpenAIError
 
 
 class Problem(HTTPException):
@@ -102,6 +120,10 @@ class NotFound(Problem):
 
 class MethodNotAllowed(Problem):
     status, title, default_code = 405, "Method not allowed", "method_not_allowed"
+
+
+class Conflict(Problem):
+    status, title, default_code = 409, "Conflict", "conflict"
 
 
 class TooLarge(Problem):

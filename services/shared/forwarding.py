@@ -14,6 +14,7 @@ import structlog
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 
 from services.shared.errors import (
     DeadlineExceeded,
@@ -22,11 +23,12 @@ from services.shared.errors import (
     is_openai_path,
     openai_error,
 )
-from services.shared.web import REQUEST_ID, current_request_id, until_hang_up
+from services.shared.web import REQUEST_ID, ClientGone, current_request_id, until_hang_up
 
 PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "idempotency-key",
              "last-event-id")  # fmt: skip
-PASSED_BACK = ("content-type", "retry-after", "cache-control", "x-accel-buffering", "location")
+PASSED_BACK = ("content-type", "retry-after", "cache-control", "x-accel-buffering", "location",
+               "x-eta-s")  # fmt: skip
 log = structlog.get_logger()
 
 
@@ -38,19 +40,43 @@ async def forward(
     Raises Unavailable when the peer cannot be reached, DeadlineExceeded when it stays silent for
     longer than the client's read timeout, ClientGone when the caller hung up.
     """
-    outgoing = client.build_request(
+    outgoing = _outgoing(request, client, await request.body())
+    with unreachable_as_problem(peer, retry_after_s):
+        response = await until_hang_up(request, client.send(outgoing, stream=True))
+    return _passed_back(response, peer, request.url.path)
+
+
+async def forward_upload(
+    request: Request, client: httpx.AsyncClient, peer: str, *, retry_after_s: int
+) -> StreamingResponse:
+    """`forward` for a body that is too large to hold: its pieces go on as they come."""
+    outgoing = _outgoing(request, client, request.stream())
+    if (length := request.headers.get("content-length")) is not None:
+        outgoing.headers["Content-Length"] = length
+        del outgoing.headers["Transfer-Encoding"]
+    with unreachable_as_problem(peer, retry_after_s):
+        try:
+            response = await client.send(outgoing, stream=True)
+        except ClientDisconnect:
+            raise ClientGone("The caller hung up while it sent the body.") from None
+    return _passed_back(response, peer, request.url.path)
+
+
+def _outgoing(
+    request: Request, client: httpx.AsyncClient, content: bytes | AsyncIterator[bytes]
+) -> httpx.Request:
+    return client.build_request(
         request.method,
         request.url.path,
         params=str(request.query_params) or None,
         headers=_headers(request.headers),
-        content=await request.body(),
+        content=content,
     )
-    with unreachable_as_problem(peer, retry_after_s):
-        response = await until_hang_up(request, client.send(outgoing, stream=True))
+
+
+def _passed_back(response: httpx.Response, peer: str, path: str) -> StreamingResponse:
     back = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
-    return StreamingResponse(
-        _pieces(response, peer, request.url.path), response.status_code, headers=back
-    )
+    return StreamingResponse(_pieces(response, peer, path), response.status_code, headers=back)
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "JOING_"
 # Addresses of services; every service may be told where the others are.
-ADDRESSES = frozenset({"JOING_EVALUATION_URL", "JOING_LLM_URL", "JOING_LLM_KEY"})
+ADDRESSES = frozenset(
+    {"JOING_EVALUATION_URL", "JOING_IMAGES_URL", "JOING_LLM_URL", "JOING_LLM_KEY"}
+)
 
 
 class ConfigurationError(Exception):
@@ -43,7 +45,7 @@ class ServiceSettings(BaseSettings):
     home: Path = Field(
         default_factory=lambda: user_cache_path("joing"),
         validation_alias=everywhere("HOME"),
-        description="Folder for state that has no other home: the SQLite file.",
+        description="Folder for state that has no other home: the SQLite file, uploaded LoRAs.",
     )
     log_level: str = Field(
         "info",

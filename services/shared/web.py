@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -53,8 +53,12 @@ def create_web_app(
     *,
     description: str,
     lifespan: Lifespan[FastAPI] | None = None,
+    larger_bodies: Mapping[str, int] | None = None,
 ) -> FastAPI:
-    """A FastAPI application without routes, with everything that this module promises."""
+    """A FastAPI application without routes, with everything that this module promises.
+
+    `larger_bodies` is path prefixes that take more than `max_body_bytes`, and how many bytes.
+    """
     app = FastAPI(
         title=f"Joing {service}",
         description=description,
@@ -70,7 +74,7 @@ def create_web_app(
     app.add_exception_handler(StarletteHTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, larger=larger_bodies)
     app.add_middleware(KeyCheck, keys=settings.keys())
     app.add_middleware(RequestLog)
     return app
@@ -298,19 +302,24 @@ def is_local(scope: Scope) -> bool:
 
 
 class BodyLimit:
-    """Answers 413 as soon as a body is, or says it will be, over `max_bytes`."""
+    """Answers 413 as soon as a body is, or says it will be, over the limit of its path."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, larger: Mapping[str, int] | None = None
+    ) -> None:
+        """`larger` is limits by path prefix; `max_bytes` holds for every other path."""
         self.app = app
         self.max_bytes = max_bytes
+        self.larger = dict(larger or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        limit = self.limit_of(scope["path"])
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self.max_bytes:
-            await problem_response(self.too_large(), scope["path"])(scope, receive, send)
+        if declared.isdecimal() and int(declared) > limit:
+            await problem_response(body_over(limit), scope["path"])(scope, receive, send)
             return
         received = 0
 
@@ -319,15 +328,22 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self.max_bytes:
-                    raise self.too_large()
+                if received > limit:
+                    raise body_over(limit)
             return message
 
         await self.app(scope, counted, send)
 
-    def too_large(self) -> TooLarge:
-        message = f"is over {self.max_bytes} bytes; send less"
-        return TooLarge(f"The body {message}.", errors=[FieldError(field="body", message=message)])
+    def limit_of(self, path: str) -> int:
+        """Bytes that a body for `path` may have."""
+        limits = (limit for prefix, limit in self.larger.items() if path.startswith(prefix))
+        return next(limits, self.max_bytes)
+
+
+def body_over(max_bytes: int) -> TooLarge:
+    """What the caller of a body over `max_bytes` is told."""
+    message = f"is over {max_bytes} bytes; send less"
+    return TooLarge(f"The body {message}.", errors=[FieldError(field="body", message=message)])
 
 
 class ClientGone(Problem):

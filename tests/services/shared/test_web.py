@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 from structlog.testing import capture_logs
 
-from services.shared.errors import Malformed, ProblemBody
+from services.shared.errors import Malformed, ProblemBody, TooLarge
 from services.shared.settings import ServiceSettings
 from services.shared.web import (
     BodyLimit,
@@ -355,7 +355,7 @@ async def test_a_strange_length_is_not_believed(declared: bytes) -> None:
 
     scope = {"type": "http", "path": "/", "headers": [(b"content-length", declared)]}
     limited = BodyLimit(application, LIMIT)
-    with pytest.raises(type(limited.too_large())):
+    with pytest.raises(TooLarge):
         await limited(scope, receive, send)
 
 
