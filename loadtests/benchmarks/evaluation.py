@@ -47,7 +47,8 @@ from loadtests.benchmarks.measuring import (
 )
 from loadtests.benchmarks.original_design import running_original_design
 from loadtests.benchmarks.recorded_calls import BenchmarkFailed, Bodies, DirectModel, connected
-from loadtests.benchmarks.summary import RATIOS, Samples, findings, last_line, table
+from loadtests.benchmarks.report import last_line, table
+from loadtests.benchmarks.summary import RATIOS, Samples, findings
 from models.llm.arguments import VLLM_MODULE
 
 MODEL = "smollm2-135m"
@@ -67,6 +68,7 @@ ENVIRONMENT = {
     "JOING_EVALUATION_DEADLINE_S": "900",
 }
 KEPT_VARIABLES = frozenset({"JOING_MODELS_DIR"})
+TITLE = f"Evaluation, {MODEL}"
 LIMIT_S = 3_600.0
 CONNECTIONS = 96
 
@@ -183,8 +185,8 @@ def main(quick: bool, only: str | None) -> None:
     found = findings(samples)
     if only is not None:
         found = {only: found[only]}
-    Console().print(table(found))
-    print(last_line(found, describe_machine()))
+    Console().print(table(TITLE, RATIOS, found))
+    print(last_line("evaluation", found, describe_machine()))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""From samples of the evaluation benchmark to its ratios, its table and its last line. Pure.
+"""From samples of the evaluation benchmark to its ratios. Pure.
 
 Every ratio rests on samples of one run, taken in turn with those that it is measured against.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
-from rich.table import Table
+from loadtests.benchmarks.report import Finding
 
 RATIOS: dict[str, str] = {
     "overhead_ms_1": "<= 15",
@@ -104,16 +101,6 @@ class Samples:
     direct_32: list[Block] = field(default_factory=list)
     first_token_cached_s: list[float] = field(default_factory=list)
     first_token_uncached_s: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One ratio, what it was computed from, and how often that was measured."""
-
-    value: float
-    ours: str
-    against: str
-    repetitions: str
 
 
 def findings(samples: Samples) -> dict[str, Finding]:
@@ -213,23 +200,3 @@ def _prefix_cache(samples: Samples) -> Finding:
         f"{median(uncached) * 1000:.0f} ms, off",
         str(min(len(cached), len(uncached))),
     )
-
-
-def table(found: Mapping[str, Finding]) -> Table:
-    columns = ("ratio", "target", "measured", "ours (median)", "against (median)", "repetitions")
-    shown = Table(*columns, title="Evaluation, smollm2-135m")
-    for name, finding in found.items():
-        shown.add_row(
-            name,
-            RATIOS[name],
-            f"{finding.value:.3g}",
-            finding.ours,
-            finding.against,
-            finding.repetitions,
-        )
-    return shown
-
-
-def last_line(found: Mapping[str, Finding], machine: Mapping[str, Any]) -> str:
-    ratios = {name: round(finding.value, 4) for name, finding in found.items()}
-    return json.dumps({"bench": "evaluation", "ratios": ratios, "machine": dict(machine)})

@@ -9,8 +9,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# A batch is worth another row while its time per row falls by this much; beyond, the device is
-# saturated, and a larger batch only makes everybody in it wait.
+# The smallest batch whose time per row is within this much of the best one's: a larger one makes
+# everybody in it wait and brings nothing.
 KNEE = 0.05
 _MEMORY = 0.1  # weight of a new observation
 
@@ -50,20 +50,14 @@ class Costs:
 
 
 def token_budget(seconds_by_rows: Mapping[int, float], tokens_per_row: int) -> int:
-    """Tokens of the largest batch that still gains; `seconds_by_rows` is one step's time.
-
-    Raises ValueError when nothing was timed.
+    """Tokens of the smallest batch that draws (nearly) as much a second as any; `seconds_by_rows`
+    is one step's time. Raises ValueError when nothing was timed.
     """
-    sizes = sorted(seconds_by_rows)
-    if not sizes:
+    if not seconds_by_rows:
         raise ValueError("no batch was timed")
-    best = sizes[0]
-    for rows in sizes[1:]:
-        per_row, before = seconds_by_rows[rows] / rows, seconds_by_rows[best] / best
-        if per_row > before * (1 - KNEE):
-            break
-        best = rows
-    return best * tokens_per_row
+    per_row = {rows: seconds / rows for rows, seconds in seconds_by_rows.items()}
+    enough = min(per_row.values()) * (1 + KNEE)
+    return min(rows for rows, seconds in per_row.items() if seconds <= enough) * tokens_per_row
 
 
 def _interpolate(curve: tuple[tuple[int, float], ...], tokens: int) -> float:

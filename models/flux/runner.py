@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 TIMED_ROWS = (1, 2, 4, 8, 16, 32)
 TIMINGS = 3  # of each; the shortest counts
+GETS_WORSE = 1.25  # time per row, against the best so far: larger batches need no timing
 
 
 @dataclass(slots=True, eq=False)
@@ -282,8 +283,8 @@ class Runner:
         max_rows: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> tuple[Costs, int]:
-        """Times steps of growing batches at this size until a further row gains nothing; also
-        encoding and decoding. Returns the costs and the budget where batches stop paying.
+        """Times steps of growing batches at this size, encoding and decoding. Returns the costs and
+        the token budget where batches stop paying.
         """
         row = self._sample_row(width, height, steps=1)
         encode_s = self._time(lambda: self._encode_anew(row.request), clock)
@@ -303,7 +304,7 @@ class Runner:
             except OutOfMemory:
                 self.free_memory()
                 break
-            if token_budget(seconds, 1) < rows:
+            if seconds[rows] / rows > GETS_WORSE * min(s / n for n, s in seconds.items()):
                 break
         if not seconds:
             raise ModelUnusable(

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 from rich.console import Console
 
-from loadtests.benchmarks import measuring, summary, volume
+from loadtests.benchmarks import measuring, report, summary, volume
 from loadtests.benchmarks.machine import describe_machine
 from loadtests.benchmarks.recorded_calls import Evaluated, RecordedCall
 from loadtests.benchmarks.summary import Accounts, Block, Judged, Pair, Samples
@@ -41,7 +41,7 @@ SAMPLES = Samples(
 
 
 def test_the_last_line_of_the_evaluation_benchmark_is_json_with_every_ratio() -> None:
-    line = summary.last_line(summary.findings(SAMPLES), describe_machine())
+    line = report.last_line("evaluation", summary.findings(SAMPLES), describe_machine())
     assert "\n" not in line
     told = json.loads(line)
     assert set(told) == {"bench", "ratios", "machine"}
@@ -80,7 +80,7 @@ def test_the_table_shows_what_was_measured_and_nothing_else() -> None:
     assert set(found) == {"overhead_ms_1", "parallel_stages"}
     console = Console(width=160)
     with console.capture() as shown:
-        console.print(summary.table(found))
+        console.print(report.table("Evaluation", summary.RATIOS, found))
     assert "prefix_cache" not in shown.get()
     assert "3 of 3 with equal tokens" in shown.get()
 

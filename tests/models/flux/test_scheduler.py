@@ -284,6 +284,7 @@ def test_previews_are_spread_evenly():
 def test_the_budget_is_the_knee():
     assert token_budget({1: 10.0, 2: 12.0, 4: 20.0, 8: 39.5}, 100) == 400
     assert token_budget({1: 10.0, 2: 20.0}, 4_608) == 4_608
+    assert token_budget({1: 10.0, 2: 30.0, 4: 20.0, 8: 38.5}, 100) == 400  # one bad sample
     with pytest.raises(ValueError, match="timed"):
         token_budget({}, 100)
 
