@@ -73,7 +73,8 @@ class FluxTask:
 
 def split_weights(weights: torch.nn.ModuleDict) -> tuple[list[Tensor], list[Tensor]]:
     """Matrices that multiply tokens inside the transformer's blocks, and everything else."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, weight in weights.named_parameters():
         inside = "transformer_blocks" in name and ".linear." not in name
         (matrices if inside and weight.ndim == 2 else others).append(weight)

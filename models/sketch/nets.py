@@ -182,7 +182,7 @@ def save(networks: Networks, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     assemble(networks).save_pretrained(partial)
-    FluxPipeline.from_pretrained(partial, torch_dtype=torch.bfloat16).save_pretrained(partial)
+    FluxPipeline.from_pretrained(partial, dtype=torch.bfloat16).save_pretrained(partial)
     for config in partial.glob("text_encoder*/config.json"):
         config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,9 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw
 
-from models.sketch.scene import INDOORS, Scene
+from models.sketch.scene import INDOORS, Aspect, Scene
 
-SIZES_PX = {"16:9": (192, 112), "9:16": (112, 192)}
+SIZES_PX: dict[Aspect, tuple[int, int]] = {"16:9": (192, 112), "9:16": (112, 192)}
 """Width and height of a panel."""
 
 Point = tuple[float, float]
@@ -26,7 +26,7 @@ PAPER, PALE, LIGHT, GREY, MID, DARK, BLACK = 255, 228, 200, 160, 120, 70, 0
 _OVERSAMPLING = 2
 _LINE = 0.018
 _NIGHT_SHARE = 0.45
-_ZOOM = {
+_ZOOM: dict[str, float] = {
     "extreme close-up": 2.2,
     "close-up": 1.7,
     "medium shot": 1.35,
@@ -150,9 +150,10 @@ class _Panel:
         self.scene = scene
         self.rng = rng
         self.pen = _Pen(style, canvas, rng)
-        self.width, self.height = canvas.size
-        self.unit = min(canvas.size)
-        self.zoom = _ZOOM[scene.shot] * rng.uniform(0.96, 1.04)
+        self.width: int = canvas.width
+        self.height: int = canvas.height
+        self.unit: int = min(self.width, self.height)
+        self.zoom: float = _ZOOM[scene.shot] * rng.uniform(0.96, 1.04)
         self.side = rng.choice((-1, 1))
         self.floor = (_FLOOR[scene.angle] + rng.uniform(-0.015, 0.015)) * self.height
         self.slide = rng.uniform(-0.06, 0.06)

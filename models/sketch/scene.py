@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Aspect = Literal["16:9", "9:16"]
+ASPECTS: tuple[Aspect, ...] = ("16:9", "9:16")
 
 MAX_CAPTION_TOKENS = 32
 """Words of a caption plus the start and end tokens; the pipeline's `max_sequence_length`."""
@@ -103,7 +104,7 @@ def random_scene(rng: random.Random, aspect: Aspect | None = None) -> Scene:
         figures=figures,
         action=action,
         thing=thing,
-        aspect=aspect or rng.choice(("16:9", "9:16")),
+        aspect=rng.choice(ASPECTS) if aspect is None else aspect,
     )
 
 
