@@ -7,18 +7,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from services.gateway import original
 from services.gateway.openapi import merged_openapi
 from services.gateway.settings import GatewaySettings
-from services.shared.forwarding import forward
+from services.shared.errors import Unavailable
+from services.shared.forwarding import forward, forward_upload
 from services.shared.peers import Peer, find_peer
+from services.shared.settings import ConfigurationError
 from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app
 
-DESCRIPTION = "One door to Joing: proposals, evaluations, and the language model behind them."
+DESCRIPTION = "One door to Joing: proposals, evaluations, images, and the models behind them."
 ROUTES: dict[str, list[tuple[str, str]]] = {
     "evaluation": [
         ("POST", "/v1/proposals/evaluate"),
@@ -32,8 +35,15 @@ ROUTES: dict[str, list[tuple[str, str]]] = {
         ("GET", "/v1/models"),
         ("POST", "/v1/chat/completions"),
     ],
+    "images": [
+        ("POST", "/v1/images/generations"),
+        ("GET", "/v1/loras"),
+        ("PUT", "/v1/loras/{name}"),
+        ("DELETE", "/v1/loras/{name}"),
+    ],
 }
 Clients = dict[str, httpx.AsyncClient]
+log = structlog.get_logger()
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -51,37 +61,57 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             yield
         await send_last_spans()
 
-    app = create_web_app("gateway", settings, description=DESCRIPTION, lifespan=lifespan)
+    app = create_web_app(
+        "gateway",
+        settings,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        larger_bodies={"/v1/loras/": settings.max_lora_bytes},
+    )
     configure_traces("gateway", settings, app)
     app.state.settings = settings
     for service, routes in ROUTES.items():
         for method, path in routes:
-            app.add_api_route(
-                path, _forwarded_to(service, settings), methods=[method], include_in_schema=False
-            )
+            # Only LoRAs are put; they are too large to hold.
+            pass_on = forward_upload if method == "PUT" else forward
+            handler = _forwarded_to(service, settings, pass_on)
+            app.add_api_route(path, handler, methods=[method], include_in_schema=False)
     original.add_routes(app)
     _serve_merged_openapi(app)
     return app
 
 
 def peers(settings: GatewaySettings) -> list[Peer]:
-    """Every service behind the gateway. Raises ConfigurationError when one has no address."""
+    """Every service behind the gateway. Raises ConfigurationError when one has no address; images
+    may have none: then its paths answer 503.
+    """
     own = next(iter(settings.keys()), None)
     llm_key = settings.llm_key.get_secret_value() or own
     # The contract's paths begin with /v1; so do the ones of a server given with its /v1.
     llm_url = settings.llm_url.rstrip("/").removesuffix("/v1") if settings.llm_url else None
-    return [
+    found = [
         find_peer("evaluation", settings.evaluation_url, own),
         find_peer("llm", llm_url, llm_key),
     ]
+    try:
+        found.append(find_peer("images", settings.images_url, own))
+    except ConfigurationError as unknown:
+        log.warning("no images", reason=str(unknown))
+    return found
 
 
 def _forwarded_to(
-    service: str, settings: GatewaySettings
+    service: str, settings: GatewaySettings, pass_on: Callable[..., Awaitable[StreamingResponse]]
 ) -> Callable[[Request], Awaitable[StreamingResponse]]:
     async def handler(request: Request) -> StreamingResponse:
-        client: httpx.AsyncClient = request.app.state.clients[service]
-        return await forward(request, client, service, retry_after_s=settings.retry_after_s)
+        client: httpx.AsyncClient | None = request.app.state.clients.get(service)
+        if client is None:
+            raise Unavailable(
+                f"The {service} service is not available.",
+                retry_after_s=settings.retry_after_s,
+                code=f"{service}_unavailable",
+            )
+        return await pass_on(request, client, service, retry_after_s=settings.retry_after_s)
 
     handler.__name__ = f"forward_to_{service}"
     return handler

@@ -24,6 +24,14 @@ class GatewaySettings(ServiceSettings):
         description="An OpenAI-compatible server; None: the llm service started beside this one.",
     )
     llm_key: SecretStr = Field(SecretStr(""), validation_alias=everywhere("LLM_KEY"))
+    images_url: str | None = Field(
+        None,
+        validation_alias=everywhere("IMAGES_URL"),
+        description="The images service; None: the one started beside this one, if there is one.",
+    )
+    max_lora_bytes: int = Field(
+        2**30, ge=1_024, le=64 * 2**30, description="Bytes of an uploaded LoRA; more is a 413."
+    )
     silence_s: float = Field(
         900.0, gt=0, le=7_200, description="Seconds that a service may stay silent; then 504."
     )
