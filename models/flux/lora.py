@@ -61,15 +61,18 @@ class LoraLinear(nn.Module):
         if rows.is_base or not self.is_used:
             return y
         if x.dim() == 2:  # [B, I]: modulation and embeddings, one vector a row
-            return self._add(y[:, None], x[:, None])[:, 0]
-        return self._add(y, x)
+            self._add_to(y[:, None], x[:, None])
+        else:
+            self._add_to(y, x)
+        return y
 
-    def _add(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def _add_to(self, y: torch.Tensor, x: torch.Tensor) -> None:
+        """In place: `y` was made a moment ago, and a copy of it costs as much as the LoRA."""
         rows, count = self.rows, x.shape[0]
         slot_B = rows.slot_B[:count]
         down_BIR = self.down_SIR[slot_B, :, : rows.rank]
         up_BRO = self.up_SRO[slot_B, : rows.rank]
-        return torch.baddbmm(y, torch.bmm(x, down_BIR) * rows.scale_B11[:count], up_BRO)
+        y.baddbmm_(torch.bmm(x, down_BIR).mul_(rows.scale_B11[:count]), up_BRO)
 
 
 def _bank_dtype(weight: torch.Tensor) -> torch.dtype:

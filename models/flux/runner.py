@@ -187,11 +187,14 @@ class Runner:
         with memory_errors(), torch.inference_mode():
             batch = self._gather(tuple(rows))
             latents_BLC = torch.stack([row.latents_LC for row in rows])
-            velocity_BLC = self._velocity(batch, latents_BLC)
-            sigmas = [(r.schedule.sigmas[r.step], r.schedule.sigmas[r.step + 1]) for r in rows]
-            sigma_B11 = self._column([now for now, _ in sigmas])
+            timestep_B11, sigma_B11, next_B11 = self._columns(
+                [row.schedule.timesteps[row.step] for row in rows],
+                [row.schedule.sigmas[row.step] for row in rows],
+                [row.schedule.sigmas[row.step + 1] for row in rows],
+            )
+            velocity_BLC = self._velocity(batch, latents_BLC, timestep_B11.view(-1))
             # Python floats would round the difference once more than float32 does.
-            delta_B11 = self._column([after for _, after in sigmas]) - sigma_B11
+            delta_B11 = next_B11 - sigma_B11
             stepped_BLC = sampling.euler(latents_BLC, velocity_BLC, delta_B11)
             for at, row in enumerate(rows):
                 if row.request.previews:
@@ -199,9 +202,10 @@ class Runner:
                 row.latents_LC = stepped_BLC[at]
                 row.step += 1
 
-    def _velocity(self, batch: _Batch, latents_BLC: torch.Tensor) -> torch.Tensor:
+    def _velocity(
+        self, batch: _Batch, latents_BLC: torch.Tensor, timestep_B: torch.Tensor
+    ) -> torch.Tensor:
         self._positions.rotation_BSD = batch.rotation_BSD
-        timestep_B = self._column([row.schedule.timesteps[row.step] for row in batch.rows]).view(-1)
         ids = torch.empty(0, 3, device=self.device)  # RowPositions has the real ones
         velocity: torch.Tensor = self._transformer(
             hidden_states=latents_BLC.to(self.dtype),
@@ -227,7 +231,9 @@ class Runner:
         )
         guidance_B = None
         if self.limits.has_guidance:
-            guidance_B = self._column([float(row.request.guidance or 0.0) for row in rows]).view(-1)
+            guidance_B = self._columns([float(row.request.guidance or 0.0) for row in rows]).view(
+                -1
+            )
         self._batch = _Batch(
             rows=rows,
             text_BTE=torch.stack([row.text.tokens_TE for row in rows]),
@@ -237,12 +243,12 @@ class Runner:
         )
         return self._batch
 
-    def _column(self, values: Sequence[float]) -> torch.Tensor:
-        """float32 [B, 1, 1] on the device."""
-        column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+    def _columns(self, *columns: Sequence[float]) -> torch.Tensor:
+        """float32 [columns, B, 1, 1] on the device, in one transfer."""
+        values = torch.tensor(columns, dtype=torch.float32)[..., None, None]
         if self.device.type == "cuda":
-            return column.pin_memory().to(self.device, non_blocking=True)
-        return column
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values
 
     def forget_batch(self) -> None:
         """Nothing is being drawn: lets go of the last batch's tensors, and of every pin."""
