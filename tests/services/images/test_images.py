@@ -78,6 +78,12 @@ def test_what_is_left_out_is_the_models_own(service: Served) -> None:
     assert drawn["revised_prompt"] is None
 
 
+def test_guidance_0_is_not_the_usual_guidance(service: Served) -> None:
+    none, usual = (service.post(seed=2, guidance=value).json()["data"][0] for value in (0, None))
+    assert (none["guidance"], usual["guidance"]) == (0, 3.5)
+    assert differ_by(none, usual) > 1
+
+
 def test_a_png_says_how_it_was_made(service: Served) -> None:
     answer = service.post(prompt=KOREAN + "\0", model="red", lora_scale=0.5, seed=7, guidance=2)
     assert picture(answer.json()["data"][0]).text == {

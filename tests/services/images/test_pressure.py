@@ -13,7 +13,9 @@ import openai
 import pytest
 from pydantic import SecretStr
 
+from models.flux.errors import QueueFull
 from services.images.app import create_app, is_alive, is_ready, metrics
+from services.images.errors import as_problem
 from services.images.settings import ImagesSettings
 from tests.fakes.scripted_llm import served_app
 from tests.services.images.conftest import FOREVER, GENERATIONS, Serve, Served, until
@@ -76,6 +78,14 @@ def test_a_full_queue_says_when_to_come_back(serve: Serve, tmp_path: Path) -> No
         for thread in threads:
             thread.join(20)
         assert [answer.status_code for answer in answers] == [503, 503]
+
+
+@pytest.mark.parametrize(("foreseen_s", "told"), [(0.0, "1"), (0.2, "1"), (2.0, "2"), (2.01, "3")])
+def test_the_time_to_come_back_is_rounded_up(foreseen_s: float, told: str) -> None:
+    full = QueueFull("4 images are waiting already", foreseen_s)
+    problem = as_problem(full, retry_after_s=9, is_closing=False)
+    assert problem.headers is not None
+    assert problem.headers["Retry-After"] == told
 
 
 def test_deadlines(service: Served) -> None:
