@@ -10,6 +10,7 @@ import bentoml
 
 from services.evaluation.service import Evaluation
 from services.gateway.service import app, settings
+from services.images.service import Images
 from services.llm.service import LLM
 from services.shared.serving import service_options
 
@@ -21,3 +22,4 @@ class Joing:
 
     evaluation = bentoml.depends(Evaluation)
     llm = bentoml.depends(LLM)
+    images = bentoml.depends(Images)
