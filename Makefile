@@ -6,10 +6,10 @@ READY := $(VENV)/.ready
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check fix test bench lock clean
+.PHONY: help install demo serve check fix test bench bench-images lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(READY)  ## Make .venv with every dependency, pinned
 
@@ -18,7 +18,7 @@ $(READY): pyproject.toml requirements/cpu.txt requirements/install.sh
 	sh requirements/install.sh $(VENV)
 	@touch $@
 
-demo: $(READY)  ## Evaluate three sample proposals with the embedded LLM, then stop
+demo: $(READY)  ## Evaluate three sample proposals, draw four frames, then stop
 	$(BIN)/python -m models pull
 	$(BIN)/python -m examples.demo
 
@@ -39,6 +39,9 @@ fix: $(READY)  ## Format, and repair what can be repaired
 
 test: $(READY)  ## Every test, with a real vLLM and a real PostgreSQL
 	$(BIN)/python -m pytest
+
+bench-images: $(READY)  ## Images a minute against the stock pipeline, one run
+	$(BIN)/python -m loadtests.benchmarks.images
 
 bench: $(READY)  ## Benchmarks: a table for people, one JSON line for machines
 	$(BIN)/python -m models pull

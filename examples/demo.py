@@ -1,7 +1,8 @@
-"""`make demo`: starts the whole system, evaluates the sample proposals at once, stops cleanly.
+"""`make demo`: starts the whole system, evaluates the sample proposals at once, draws four frames
+of a storyboard in one batch, stops cleanly.
 
 Shows what each stage decides as it decides it, and the feedback or summary as it is written.
-`--svg FILE` saves the last screen as a picture.
+`--svg FILE` saves the last screen as a picture; the frames are in `frames.png`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bentos.running import StartError, running_system
+from examples.frames import MEDIUM, draw_frames, save
 
 HERE = Path(__file__).parent
 STAGES = ("volume", "content", "deliberation")
@@ -35,6 +37,7 @@ COLOURS = {"pass": "green", "fail": "red", "review": "yellow", "skipped": "dim"}
 # rich's own format, without the web font that it would fetch from elsewhere.
 PICTURE = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 COLUMN_PX = 12.2  # of rich's SVG
+PROMPT = f"{MEDIUM}, a woman walking in a park, wide shot, day"
 READ_TIMEOUT_S = 60.0  # a comment line comes every 15 s
 FAILURES = (httpx.HTTPError, KeyError, ValueError)
 
@@ -149,6 +152,17 @@ async def evaluate_all(console: Console, base_url: str, samples: list[Sample]) -
         console.print(sample.view())
 
 
+async def draw(console: Console, base_url: str, file: Path) -> None:
+    """Four frames in four styles, saved as one sheet. Raises httpx.HTTPError."""
+    timeout = httpx.Timeout(READ_TIMEOUT_S)
+    async with httpx.AsyncClient(base_url=base_url, timeout=timeout) as client:
+        with console.status("Drawing four frames in four styles, in one batch"):
+            frames = await draw_frames(client)
+    styles = ", ".join(frame.style for frame in frames)
+    last = max(frame.seconds for frame in frames)
+    console.print(f"Drew {len(frames)} frames ({styles}) in {last:.1f} s: {save(frames, file)}")
+
+
 def next_steps(console: Console, base_url: str) -> None:
     console.print(
         f"""
@@ -156,6 +170,8 @@ def next_steps(console: Console, base_url: str) -> None:
 
   curl -s {base_url}/v1/proposals/evaluate -H 'Content-Type: application/json' \\
        -d @examples/1-balcony-garden.json
+  curl -s {base_url}/v1/images/generations -H 'Content-Type: application/json' \\
+       -d '{{"model": "ink", "prompt": "ink style {PROMPT}"}}'
 
   /v1/evaluations/<id>/steps shows every message, reply and token; /docs every call.
 """,
@@ -182,8 +198,15 @@ def picture(console: Console) -> str:
 
 @click.command()
 @click.option("--svg", type=click.Path(path_type=Path), help="Save the last screen as a picture.")
-def main(svg: Path | None) -> None:
-    """Evaluate the sample proposals with the system started for it."""
+@click.option(
+    "--frames",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default=Path("frames.png"),
+    show_default=True,
+    help="Where the drawn frames go.",
+)
+def main(svg: Path | None, frames: Path) -> None:
+    """Evaluate the sample proposals, and draw, with the system started for it."""
     console = Console(record=svg is not None, width=100 if svg else None)
     samples = [
         Sample(file, json.loads(file.read_text("utf-8"))) for file in sorted(HERE.glob("*.json"))
@@ -197,9 +220,10 @@ def main(svg: Path | None) -> None:
             status.stop()
             console.print(f"Ready after {time.monotonic() - started:.0f} s: {system.model}")
             asyncio.run(evaluate_all(console, system.base_url, samples))
+            asyncio.run(draw(console, system.base_url, frames))
             next_steps(console, "http://127.0.0.1:3000")
-    except StartError as error:
-        console.print(f"[red]{error}[/red]")
+    except (StartError, *FAILURES) as error:
+        console.print(f"[red]{type(error).__name__}: {error}[/red]", highlight=False)
         sys.exit(1)
     console.print("Stopped.")
     if svg is not None:
