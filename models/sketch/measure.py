@@ -46,8 +46,8 @@ class Look:
     red: float
     green: float
     blue: float
-    saturation: float
-    """HSV, 0 to 1."""
+    chroma: float
+    """Strongest minus weakest of the three colours, 0 to 1."""
     ink: float
     """Share of pixels darker than a quarter of white."""
     greys: float
@@ -59,11 +59,10 @@ class Look:
 def look(pixels_BHWC: Pixels) -> Look:
     """The look of images of one size."""
     colour = pixels_BHWC.astype(np.float32)
-    brightest, darkest = colour.max(-1), colour.min(-1)
     lightness = colour.mean(-1) / 255
     red, green, blue = (round(float(value), 1) for value in colour.mean((0, 1, 2)))
     shares = {
-        "saturation": (brightest - darkest) / np.maximum(brightest, 1),
+        "chroma": (colour.max(-1) - colour.min(-1)) / 255,
         "ink": lightness < 0.25,
         "greys": (lightness >= 0.25) & (lightness <= 0.75),
         "edges": np.abs(np.diff(lightness, axis=2)) > 0.2,
@@ -89,7 +88,7 @@ def draw_captions(
     for start in range(0, len(captions), BATCH):
         part = list(captions[start : start + BATCH])
         seeds = range(_NOISE_SEED + start, _NOISE_SEED + start + len(part))
-        images += pipeline(
+        drawn = pipeline(
             part,
             width=width_px,
             height=height_px,
@@ -98,8 +97,9 @@ def draw_captions(
             max_sequence_length=MAX_CAPTION_TOKENS,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="np",
-        ).images.tolist()
-    return (np.asarray(images) * 255).round().astype(np.uint8)
+        ).images
+        images.append((drawn * 255).round().astype(np.uint8))
+    return np.concatenate(images)
 
 
 def load_pipeline(weights: Path, device: str) -> Any:

@@ -61,7 +61,7 @@ def test_a_closer_shot_gives_the_figure_more_of_the_panel() -> None:
 
 def test_the_styles_look_as_promised() -> None:
     looks = {style: look(pixels(SCENE, 0, style)[None]) for style in STYLES}
-    assert looks["sketch"].saturation == 0
+    assert looks["sketch"].chroma == 0
     assert looks["ink"].greys < 0.5 * looks["sketch"].greys
     assert looks["ink"].ink > looks["sketch"].ink
     assert looks["blueprint"].blue > 1.5 * looks["blueprint"].red

@@ -56,7 +56,7 @@ def test_images_are_neither_blank_nor_alike(pipeline: Any) -> None:
 
 
 def test_images_are_black_and_white(pipeline: Any) -> None:
-    assert measure.look(draw(pipeline)).saturation < 0.1
+    assert measure.look(draw(pipeline)).chroma < 0.05
 
 
 def test_night_is_drawn_darker_than_day(pipeline: Any) -> None:
