@@ -52,9 +52,10 @@ def test_bentoml_serves_it_and_a_sigterm_lets_running_images_end(
         families = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
         assert len(families) == len(set(families)), "a family appears twice"
 
-        drawn = Posting(service, steps=300)
+        drawn = Posting(service, steps=600)
+        until(lambda: metric(service, "running"))
         waiting = Posting(service, steps=FOREVER)
-        until(lambda: (metric(service, "running"), metric(service, "waiting")) == (1, 1))
+        until(lambda: metric(service, "waiting"))
         os.kill(service.pid, signal.SIGTERM)
         until(lambda: post(service, KEY).status_code == 503, 5)
         late = post(service, KEY)
