@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from models.flux.config import EngineConfig, ModelSpec
 from models.flux.errors import (
     Draining,
+    EngineBroken,
     EngineStopped,
     FluxError,
     JobFailed,
@@ -31,6 +32,7 @@ from models.flux.errors import (
     NotFinite,
     OutOfMemory,
     Refused,
+    Unexplained,
 )
 from models.flux.library import LoraEntry, LoraLibrary
 from models.flux.request import ImageRequest, Job, JobState, Work
@@ -73,6 +75,8 @@ class Ticket:
 
     id: int
     request: ImageRequest
+    lora: LoraEntry | None
+    """What the request's LoRA meant when it was admitted: this file is drawn with."""
     eta_s: float
     """Seconds from admission, if nothing more urgent comes."""
     image: Future[Image]
@@ -155,7 +159,7 @@ class Engine:
         """Takes all of `requests` in, or none. `listener` hears of each one's steps and previews.
 
         Raises InvalidRequest, UnknownLora, DeadlineTooShort; or Refused, which says when to come
-        back: QueueFull, DeadlineUnmeetable, Draining.
+        back: QueueFull, DeadlineUnmeetable, Draining, EngineBroken.
         """
         found = [(request, self._check(request)) for request in requests]
         with self._lock:
@@ -172,7 +176,7 @@ class Engine:
                     self._observer.refused(error.reason)
                 raise
             self._woken.notify_all()
-            return [watched.ticket for watched in admitted]
+            return self._tickets(admitted)
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Ends those that are still live; their rows are free from the next boundary on."""
@@ -361,7 +365,7 @@ class Engine:
         again and again it is not the jobs.
         """
         log.error("a boundary failed", exc_info=bug)
-        self._fail_all(self._retract(), EngineStopped("the image engine failed on this image"))
+        self._fail_all(self._retract(), Unexplained("the image engine failed on this image"))
         self.runner.free_memory()
         self._failures += 1
         if self._failures >= BREAKS_AFTER:
@@ -372,7 +376,7 @@ class Engine:
         log.critical("the image engine stopped", exc_info=bug)
         self._broken = bug
         self._retract()
-        self._fail_all(self._live_jobs(), EngineStopped("the image engine broke down"))
+        self._fail_all(self._live_jobs(), Unexplained("the image engine broke down"))
 
     def _retract(self) -> list[Job]:
         with self._lock:
@@ -389,8 +393,8 @@ class Engine:
             self._observer.refused(Draining.reason)
             raise Draining("this server is shutting down", DRAIN_RETRY_AFTER_S)
         if self._broken is not None:
-            self._observer.refused("broken")
-            raise Draining("the image engine broke down", DRAIN_RETRY_AFTER_S)
+            self._observer.refused(EngineBroken.reason)
+            raise EngineBroken("the image engine broke down", DRAIN_RETRY_AFTER_S)
 
     def _admit(
         self, request: ImageRequest, lora: LoraEntry | None, listener: Listener | None
@@ -403,10 +407,20 @@ class Engine:
             lora=lora.digest if lora else None,
             is_encoded=self.runner.is_encoded(request.prompt),
         )
-        ticket = Ticket(admitted.job.id, request, admitted.eta_s, Future())
+        ticket = Ticket(admitted.job.id, request, lora, admitted.eta_s, Future())
         watched = _Watched(admitted.job, ticket, lora, listener, now)
         self._watched[admitted.job.id] = watched
         return watched
+
+    def _tickets(self, admitted: Sequence[_Watched]) -> list[Ticket]:
+        """Of one call; the ETA of each image knows of those that were taken in after it."""
+        if len(admitted) > 1:
+            now = self._clock()
+            finish_s = self._scheduler.foresee(now)
+            for watched in admitted:
+                eta_s = finish_s[watched.job.id] - now
+                watched.ticket = replace(watched.ticket, eta_s=eta_s)
+        return [watched.ticket for watched in admitted]
 
     def _weights(self, watched: _Watched) -> LoraWeights | None:
         return self.library.weights(watched.lora) if watched.lora is not None else None

@@ -9,13 +9,15 @@ FluxError
 ├── Refused              the caller, later: carries `retry_after_s`
 │   ├── QueueFull        as many jobs as are allowed are waiting
 │   ├── DeadlineUnmeetable  the exact remaining work says that it would be late
-│   └── Draining         this engine is shutting down
+│   ├── Draining         this engine is shutting down
+│   └── EngineBroken     this engine failed too often: the operator restarts it
 ├── JobFailed            one image; its neighbours in the batch go on
 │   ├── NotFinite        the model produced NaN or infinity
 │   ├── OutOfMemory      not even alone does it fit
 │   ├── LoraVanished     its LoRA could not be read any more when its turn came
 │   ├── DeadlinePassed   it was admitted, and the engine then became slower than promised
-│   └── EngineStopped    the engine ended, or broke, before the image was drawn
+│   ├── EngineStopped    the engine was shut down before the image was drawn
+│   └── Unexplained      the engine failed on it; the reason is in the log
 ├── Cancelled            somebody called cancel
 └── ModelUnusable        the operator: the folder is no Flux.1-layout pipeline that fits here
 """
@@ -74,6 +76,10 @@ class Draining(Refused):
     reason = "draining"
 
 
+class EngineBroken(Refused):
+    reason = "broken"
+
+
 class JobFailed(FluxError):
     """One image could not be drawn."""
 
@@ -95,7 +101,11 @@ class DeadlinePassed(JobFailed):
 
 
 class EngineStopped(JobFailed):
-    """The engine ended first."""
+    """The engine was shut down first."""
+
+
+class Unexplained(JobFailed):
+    """Something that nobody foresaw happened in this image's batch."""
 
 
 class Cancelled(FluxError):

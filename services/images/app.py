@@ -280,5 +280,4 @@ def lora_problems(request: Request) -> Iterator[None]:
 
 def _problem(request: Request, error: FluxError) -> Problem:
     settings: ImagesSettings = request.app.state.settings
-    is_closing = _opening(request.app).is_closing
-    return as_problem(error, retry_after_s=settings.retry_after_s, is_closing=is_closing)
+    return as_problem(error, retry_after_s=settings.retry_after_s)

@@ -34,7 +34,6 @@ class Wanted:
     requests: tuple[ImageRequest, ...]
     form: OutputFormat
     quality: int | None
-    lora_digest: str | None
 
     @property
     def size(self) -> str:
@@ -50,10 +49,9 @@ class Drawer:
         self._limits = engine.runner.limits
 
     def wanted(self, body: ImageGeneration) -> Wanted:
-        """Raises UnknownLora; InvalidRequest for what no single image shows."""
+        """Raises InvalidRequest for what no single image shows."""
         lora = None if body.model in (None, self._model.spec.name) else body.model
-        entry = self.engine.library.find(lora) if lora is not None else None
-        _require(entry is not None or body.lora_scale is None, "lora_scale", "is for a LoRA")
+        _require(lora is not None or body.lora_scale is None, "lora_scale", "is for a LoRA")
         is_stream = bool(body.stream)
         _require(not is_stream or body.n in (None, 1), "n", "must be 1 in a stream")
         _require(is_stream or not body.partial_images, "partial_images", "needs stream: true")
@@ -61,7 +59,6 @@ class Drawer:
             self._requests(body, lora),
             form=body.output_format or "png",
             quality=body.output_compression,
-            lora_digest=entry.digest if entry else None,
         )
 
     def _requests(self, body: ImageGeneration, lora: str | None) -> tuple[ImageRequest, ...]:
@@ -106,7 +103,7 @@ class Drawer:
 
     async def _finished(self, wanted: Wanted, ticket: Ticket, began_s: float) -> DrawnImage:
         image = await asyncio.wrap_future(ticket.image)
-        file = await self.file(wanted, image, self._written_into(wanted, ticket.request))
+        file = await self.file(wanted, image, self._written_into(wanted, ticket))
         asked = ticket.request
         return DrawnImage(
             b64_json=file,
@@ -121,13 +118,14 @@ class Drawer:
     async def file(self, wanted: Wanted, image: Image, text: dict[str, str] | None = None) -> str:
         return await asyncio.to_thread(encoded, image, wanted.form, wanted.quality, text)
 
-    def _written_into(self, wanted: Wanted, asked: ImageRequest) -> dict[str, str]:
+    def _written_into(self, wanted: Wanted, ticket: Ticket) -> dict[str, str]:
         """What a PNG says of itself: enough to draw it again."""
+        asked = ticket.request
         told = {
             "prompt": asked.prompt,
             "model": self._model.spec.name,
             "lora": asked.lora,
-            "lora_digest": wanted.lora_digest,
+            "lora_digest": ticket.lora.digest if ticket.lora else None,
             "lora_scale": None if asked.lora is None else asked.lora_scale,
             "seed": asked.seed,
             "steps": asked.steps,

@@ -7,11 +7,11 @@ services/shared/errors.py).
     LoraInUse            409
     QueueFull            503  with the engine's Retry-After, as the next two
     DeadlineUnmeetable   503
-    Draining             503
+    Draining             503  EngineBroken as well
     DeadlinePassed       504
-    EngineStopped        503 at shutdown; 500 when it was this image that failed
+    EngineStopped        503
     OutOfMemory          503  LoraVanished as well
-    NotFinite            500
+    NotFinite            500  Unexplained as well
 
 What went wrong inside stays in the log.
 """
@@ -39,8 +39,16 @@ FIELDS = {"width": "size", "height": "size", "previews": "partial_images", "lora
 log = structlog.get_logger()
 
 
-def as_problem(error: flux.FluxError, *, retry_after_s: int, is_closing: bool) -> Problem:
-    """`is_closing`: the server was told to stop, so an image that was stopped is nobody's fault."""
+CODES: dict[type[flux.Refused], str] = {
+    flux.QueueFull: "queue_full",
+    flux.DeadlineUnmeetable: "deadline_unmeetable",
+    flux.Draining: "shutting_down",
+    flux.EngineBroken: "engine_stopped",
+}
+
+
+def as_problem(error: flux.FluxError, *, retry_after_s: int) -> Problem:
+    """`retry_after_s` is told where the engine does not know a better one."""
     match error:
         case flux.UnknownLora():
             return model_not_found(error.message)
@@ -51,28 +59,17 @@ def as_problem(error: flux.FluxError, *, retry_after_s: int, is_closing: bool) -
         case flux.LoraInUse():
             return Conflict(sentence(error), code="lora_in_use")
         case flux.Refused():
-            return _refused(error, is_closing)
+            wait_s = math.ceil(error.retry_after_s)
+            return Unavailable(sentence(error), retry_after_s=wait_s, code=CODES[type(error)])
     log.warning("image failed", kind=type(error).__name__, reason=str(error))
-    return _failed(error, retry_after_s, is_closing)
+    return _failed(error, retry_after_s)
 
 
-def _refused(error: flux.Refused, is_closing: bool) -> Unavailable:
-    wait_s = math.ceil(error.retry_after_s)
-    match error:
-        case flux.QueueFull():
-            code = "queue_full"
-        case flux.DeadlineUnmeetable():
-            code = "deadline_unmeetable"
-        case _:
-            code = "shutting_down" if is_closing else "engine_stopped"
-    return Unavailable(sentence(error), retry_after_s=wait_s, code=code)
-
-
-def _failed(error: flux.FluxError, retry_after_s: int, is_closing: bool) -> Problem:
+def _failed(error: flux.FluxError, retry_after_s: int) -> Problem:
     match error:
         case flux.DeadlinePassed():
             return DeadlineExceeded("The deadline came before the picture was finished.")
-        case flux.EngineStopped() if is_closing:
+        case flux.EngineStopped():
             told, code = "This server is shutting down.", "shutting_down"
         case flux.OutOfMemory():
             told, code = "There is too little memory for this; ask for less.", "out_of_memory"

@@ -55,8 +55,6 @@ class Opening:
         self.studio: Studio | None = None
         self._settings = settings
         self._catalog = catalog
-        self.is_closing = False
-        """True from the moment on when the server is told to stop."""
 
     @property
     def is_ready(self) -> bool:
@@ -76,7 +74,6 @@ class Opening:
         try:
             yield
         finally:
-            self.is_closing = True
             opening.cancel()
             await asyncio.wait({opening})
             if self.studio is not None:
@@ -84,7 +81,6 @@ class Opening:
 
     async def drain(self) -> None:
         """Takes nothing in any more; returns when what is being drawn is finished or failed."""
-        self.is_closing = True
         if self.studio is not None:
             log.info("draining")
             await asyncio.to_thread(self.studio.engine.drain, self._settings.drain_s)

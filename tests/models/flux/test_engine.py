@@ -18,6 +18,7 @@ from models.flux.errors import (
     Cancelled,
     DeadlinePassed,
     Draining,
+    EngineBroken,
     EngineStopped,
     InvalidRequest,
     LoraInUse,
@@ -26,6 +27,7 @@ from models.flux.errors import (
     NotFinite,
     OutOfMemory,
     QueueFull,
+    Unexplained,
     UnknownLora,
 )
 from models.flux.request import JobState
@@ -231,7 +233,7 @@ def test_a_fault_that_nobody_foresaw_fails_its_batch_and_no_other(open_engine, t
     engine = open_engine(runner=Faulty(tiny_spec(tiny_folder), odd), max_rows=1)
     bad, good = engine.submit([request(6), request(7)])
     run_dry(engine)
-    assert isinstance(bad.image.exception(0), EngineStopped)
+    assert isinstance(bad.image.exception(0), Unexplained)
     assert good.image.result(0)
 
 
@@ -243,9 +245,9 @@ def test_an_engine_that_fails_again_and_again_takes_nothing_in(open_engine, tiny
     engine.start()
     tickets = engine.submit([request(n) for n in range(5)])
     for ticket in tickets:
-        assert isinstance(ticket.image.exception(WAIT_S), EngineStopped)
+        assert isinstance(ticket.image.exception(WAIT_S), Unexplained)
     assert not engine.is_ready
-    with pytest.raises(Draining):
+    with pytest.raises(EngineBroken):
         engine.submit([request()])
 
 

@@ -83,7 +83,7 @@ def test_a_full_queue_says_when_to_come_back(serve: Serve, tmp_path: Path) -> No
 @pytest.mark.parametrize(("foreseen_s", "told"), [(0.0, "1"), (0.2, "1"), (2.0, "2"), (2.01, "3")])
 def test_the_time_to_come_back_is_rounded_up(foreseen_s: float, told: str) -> None:
     full = QueueFull("4 images are waiting already", foreseen_s)
-    problem = as_problem(full, retry_after_s=9, is_closing=False)
+    problem = as_problem(full, retry_after_s=9)
     assert problem.headers is not None
     assert problem.headers["Retry-After"] == told
 
