@@ -4,6 +4,7 @@ Flux.1's layout at about a two-thousandth of its size. The tokenizers know the c
 nothing else. Shapes: B captions, T tokens, D channels.
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -175,16 +176,13 @@ def assemble(networks: Networks) -> Any:
 def save(networks: Networks, folder: Path) -> None:
     """Write the pipeline in bfloat16 and put it in the folder's place; `networks` stay as they are.
 
-    The text encoders' configs ask for float32, because transformers otherwise loads what the file
-    holds while diffusers loads float32: a load that names no dtype would then mix the two. Other
-    entries of the folder, such as LoRAs, survive.
+    Other entries of the folder, such as LoRAs, survive.
     """
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     assemble(networks).save_pretrained(partial)
     FluxPipeline.from_pretrained(partial, dtype=torch.bfloat16).save_pretrained(partial)
-    for config in partial.glob("text_encoder*/config.json"):
-        config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
+    _make_portable(partial)
     folder.mkdir(parents=True, exist_ok=True)
     for fresh in partial.iterdir():
         stale = folder / fresh.name
@@ -192,6 +190,20 @@ def save(networks: Networks, folder: Path) -> None:
             shutil.rmtree(stale)
         fresh.replace(stale)
     partial.rmdir()
+
+
+def _make_portable(folder: Path) -> None:
+    """Drop this machine's paths, and let transformers load float32 as diffusers does.
+
+    transformers otherwise loads the dtype that it saved, so that a load that names none would mix
+    bfloat16 text encoders with a float32 transformer.
+    """
+    for file in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)
+        if "dtype" in config:
+            config["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _build_transformer(sizes: Sizes) -> Any:
