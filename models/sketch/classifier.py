@@ -144,6 +144,14 @@ def accuracies(classifier: Classifier, panels: LabelledPanels) -> dict[str, floa
     }
 
 
+def commonest(scenes: Sequence[Scene]) -> dict[str, float]:
+    """What always giving the commonest answer would score: more than guessing does."""
+    return {
+        name: float(answers.bincount().max() / len(scenes))
+        for name, answers in right_answers(scenes).items()
+    }
+
+
 def right_answers(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """For each question, the index of each scene's answer."""
     return {

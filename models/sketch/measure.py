@@ -111,16 +111,18 @@ def load_pipeline(weights: Path, device: str) -> Any:
 def follows_captions(
     pipeline: Any, judge: classifier.Classifier, count: int
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Accuracies on real panels, drawn images and by chance, and seconds an image."""
+    """Accuracies on panels, on drawn images and of the commonest answer; seconds an image."""
     rows: dict[str, list[dict[str, float]]] = {
         "panels": [],
         "drawn": [],
         "drawn without guidance": [],
+        "commonest answer": [],
     }
     seconds = 0.0
     for aspect in SIZES_PX:
         real = classifier.held_out_panels(count // 2, aspect)
         captions = held_out_captions(range(HELD_OUT_SEED, HELD_OUT_SEED + count // 2), aspect)
+        rows["commonest answer"].append(classifier.commonest(real.scenes))
         rows["panels"].append(classifier.accuracies(judge, real))
         started = time.perf_counter()
         guided = draw_captions(pipeline, captions, aspect)
@@ -129,9 +131,7 @@ def follows_captions(
         for name, pixels in (("drawn", guided), ("drawn without guidance", plain)):
             drawn = classifier.LabelledPanels(pixels, real.scenes)
             rows[name].append(classifier.accuracies(judge, drawn))
-    tables = {name: _means(parts) for name, parts in rows.items()}
-    chance = {name: 1 / len(answers) for name, (answers, _) in classifier.QUESTIONS.items()}
-    return {**tables, "guessing": chance}, seconds / count
+    return {name: _means(parts) for name, parts in rows.items()}, seconds / count
 
 
 def style_looks(pipeline: Any, weights: Path, count: int) -> dict[str, dict[str, Look]]:
