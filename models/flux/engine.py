@@ -292,6 +292,9 @@ class Engine:
         """Decode, encode, step. False when something broke, and the boundary does not count."""
         try:
             self._decode(boundary.decode)
+            with self._lock:
+                self._scheduler.decoded(self._clock())
+            self._tell_of_the_ended()
             self._begin(boundary.rows)
             self._step(boundary)
         except OutOfMemory as full:

@@ -306,12 +306,22 @@ class Scheduler:
         self._boundary, self._boundary_began_s = boundary, now
         return boundary
 
+    def decoded(self, now: float) -> None:
+        """The decoding of this boundary was done: that stands, whatever becomes of its step."""
+        assert self._boundary is not None, "nothing was scheduled"
+        done = replace(self._boundary, encode=(), rows=())
+        self._boundary, self._boundary_began_s = replace(self._boundary, decode=()), now
+        self._settle(done)
+
     def commit(self) -> list[Job]:
         """The boundary was run. Returns the jobs that are finished by it. Jobs that were failed or
         cancelled meanwhile are left as they are.
         """
         assert self._boundary is not None, "nothing was scheduled"
         boundary, self._boundary = self._boundary, None
+        return self._settle(boundary)
+
+    def _settle(self, boundary: Boundary) -> list[Job]:
         live = {job.id: job.work for job in self.jobs()}
         finished = [self._find(order) for order in _advance(boundary, live, 1)]
         for job in finished:

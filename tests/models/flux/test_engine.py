@@ -213,6 +213,29 @@ def test_out_of_memory_halves_the_batch_and_goes_on(open_engine, tiny_folder):
         assert torch.allclose(engine.runner.latents[one], calm.runner.latents[one], atol=1e-5)
 
 
+def test_memory_that_runs_out_in_a_step_takes_back_no_picture_of_its_boundary(
+    open_engine, tiny_folder
+):
+    """One is delivered, another's preview is shown, and then the step of the rest fails: once."""
+    fits = [8]
+
+    def full(rows) -> None:
+        if len(rows) > fits[0]:
+            raise OutOfMemory("the device's memory is full")
+
+    engine = open_engine(runner=Faulty(tiny_spec(tiny_folder), full))
+    heard = []
+    short, *long = engine.submit([request(1, steps=2), request(2), request(3)])
+    long += engine.submit([request(4, steps=4, previews=1)], heard.append)
+    for _ in range(2):
+        engine.step()
+    fits[0] = 1
+    run_dry(engine)
+    assert short.image.result(0)
+    assert all(ticket.image.result(0) for ticket in long)
+    assert [event.kind for event in heard].count(Progress.PREVIEW) == 1
+
+
 def test_an_image_that_does_not_fit_alone_fails_alone(open_engine, tiny_folder):
     def huge(rows) -> None:
         if any(row.request.width > WIDTH for row in rows):
