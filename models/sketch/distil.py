@@ -6,13 +6,12 @@ The student predicts, in one pass and told the strength g, what the frozen teach
 """
 
 import copy
-from typing import Any
 
 import torch
 
 from models.sketch.flow import Panels, noised, random_batch, velocity, weighted_error
-from models.sketch.flux import random_guidance, split_weights, update_average, with_weights
-from models.sketch.loop import generator, mixed_precision, trapezoid
+from models.sketch.flux import AveragedTraining, random_guidance, split_weights, with_weights
+from models.sketch.loop import generator, mixed_precision
 from models.sketch.muon import Muon
 from models.sketch.nets import Networks
 
@@ -23,7 +22,7 @@ _MUON_LR, _ADAM_LR = 0.003, 5e-4
 _AVERAGE = 0.98
 
 
-class DistilTask:
+class DistilTask(AveragedTraining):
     """Holds teacher, student and the student's average; `teacher` is not modified."""
 
     def __init__(self, teacher: Networks, panels: list[Panels], device: str) -> None:
@@ -68,27 +67,11 @@ class DistilTask:
             )
         target_BLC = empty_BLC + guidance_B[:, None, None] * (captioned_BLC - empty_BLC)
         error = weighted_error(drawn_BLC, target_BLC, batch.weights_BL.to(self.device))
-        error.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0)
-        self.optimiser.step(trapezoid(share))
-        update_average(self.average, self.weights, min(_AVERAGE, (1 + number) / (10 + number)))
-        return {"error": error.item()}
+        return self.learn(error, number, share, _AVERAGE)
 
     def averaged(self) -> Networks:
         """The student, to draw with and to ship."""
         return with_weights(self.teacher, self.average)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "weights": self.weights.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.weights.load_state_dict(state["weights"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
 
 
 def _transformer_only(weights: torch.nn.ModuleDict) -> torch.nn.ModuleDict:

@@ -25,7 +25,35 @@ _MUON_LR, _ADAM_LR = 0.01, 1e-3
 _AVERAGE = 0.998
 
 
-class FluxTask:
+class AveragedTraining:
+    """Weights in training, their exponential average and the optimiser: what two stages share."""
+
+    weights: torch.nn.ModuleDict
+    average: torch.nn.ModuleDict
+    optimiser: Muon
+
+    def learn(self, error: Tensor, number: int, share: float, decay: float) -> dict[str, float]:
+        """One step down `error`; the average forgets by `decay`, faster in the beginning."""
+        error.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0)
+        self.optimiser.step(trapezoid(share))
+        update_average(self.average, self.weights, min(decay, (1 + number) / (10 + number)))
+        return {"error": error.item()}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "weights": self.weights.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.weights.load_state_dict(state["weights"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+class FluxTask(AveragedTraining):
     """Holds the networks in training, their average and the encoded panels."""
 
     def __init__(self, networks: Networks, panels: list[Panels], device: str) -> None:
@@ -48,27 +76,11 @@ class FluxTask:
                 self.networks, noised_BLC, sigma_B, guidance_B, encoded, aspect=batch.aspect
             )
         error = weighted_error(drawn_BLC, target_BLC, batch.weights_BL.to(self.device))
-        error.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights.parameters(), 1.0)
-        self.optimiser.step(trapezoid(share))
-        update_average(self.average, self.weights, min(_AVERAGE, (1 + number) / (10 + number)))
-        return {"error": error.item()}
+        return self.learn(error, number, share, _AVERAGE)
 
     def averaged(self) -> Networks:
         """The networks with averaged weights, for drawing and shipping."""
         return with_weights(self.networks, self.average)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "weights": self.weights.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.weights.load_state_dict(state["weights"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
 
 
 def split_weights(weights: torch.nn.ModuleDict) -> tuple[list[Tensor], list[Tensor]]:
