@@ -20,7 +20,7 @@ import httpx
 
 from services.evaluation.policy import SECOND_RUN_SEED, SECOND_RUN_TEMPERATURE
 from services.evaluation.prompts.library import PromptLibrary
-from services.evaluation.schemas import Language
+from services.shared.proposals import Language
 
 WRITERS = ("summary", "feedback")
 LANGUAGE: Language = "en"  # Of every proposal; a grammar is for one language.

@@ -8,12 +8,13 @@ Parsing is strict: "false", 1.0 or a fenced block is not an answer.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from services.evaluation.passages import MAX_PASSAGES
-from services.evaluation.schemas import CRITERIA, Aspect, Criterion, Language
+from services.evaluation.schemas import CRITERIA, Aspect, Criterion
+from services.shared.language_model import Answer
+from services.shared.passages import MAX_PASSAGES
 
 REASON_CHARACTERS = 100
 # A small model takes a key called "language" for the language of its answer.
@@ -25,11 +26,7 @@ Citation = Annotated[
 Reasoning = Annotated[str, Field(min_length=1, max_length=REASON_CHARACTERS)]
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _Judged(_Answer):
+class _Judged(Answer):
     reason: Reasoning
     passage: Citation
     score: int
@@ -43,7 +40,7 @@ class _Judged40(_Judged):
     score: int = Field(ge=0, le=40)
 
 
-class ContentAnswer(_Answer):
+class ContentAnswer(Answer):
     """Three criteria, each with a reason, the passage it rests on, and points."""
 
     message: _Judged30
@@ -54,12 +51,12 @@ class ContentAnswer(_Answer):
         return {"message": self.message, "target": self.target, "relevance": self.relevance}
 
 
-class _Claim(_Answer):
+class _Claim(Answer):
     passage: Citation
     level: int = Field(ge=0, le=4)
 
 
-class DeliberationAnswer(_Answer):
+class DeliberationAnswer(Answer):
     """Seven criteria, each with the passage that decides it and a level; 0 and 0 for none."""
 
     theme: _Claim
@@ -76,19 +73,19 @@ class DeliberationAnswer(_Answer):
         }
 
 
-class SummaryAnswer(_Answer):
+class SummaryAnswer(Answer):
     text: str = Field(min_length=1, max_length=240)
     keywords: list[Annotated[str, Field(min_length=1, max_length=20)]] = Field(
         min_length=4, max_length=8
     )
 
 
-class _SuggestionAnswer(_Answer):
+class _SuggestionAnswer(Answer):
     about: str = Field(min_length=1, max_length=40)
     change: str = Field(min_length=1, max_length=120)
 
 
-class FeedbackAnswer(_Answer):
+class FeedbackAnswer(Answer):
     text: str = Field(min_length=1, max_length=240)
     suggestions: list[_SuggestionAnswer] = Field(min_length=1, max_length=3)
 
@@ -97,33 +94,3 @@ ANSWERS: dict[str, type[BaseModel]] = {
     answer.__name__: answer
     for answer in (ContentAnswer, DeliberationAnswer, SummaryAnswer, FeedbackAnswer)
 }
-
-
-def json_schema(answer: type[BaseModel], language: Language) -> dict[str, Any]:
-    """The answer's JSON schema with every reference resolved in place, for prose in `language`.
-
-    Small grammars compile faster, and models that see the schema read it top to bottom.
-    """
-    schema = answer.model_json_schema()
-    definitions = schema.pop("$defs", {})
-
-    def resolve(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolve(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return resolve(definitions[node["$ref"].rsplit("/", 1)[1]])
-        kept = {k: resolve(v) for k, v in node.items() if k not in ("title", "description")}
-        return _in_korean(kept) if language == "ko" and "minLength" in kept else kept
-
-    resolved: dict[str, Any] = resolve(schema)
-    return resolved
-
-
-def _in_korean(text: dict[str, Any]) -> dict[str, Any]:
-    """A string that begins with a Hangul syllable: small models answer Korean text in English
-    unless the first syllable holds them to it. The pattern bounds the length as maxLength did.
-    """
-    pattern = f'^[가-힣][^"\\\\\\x00-\\x1f]{{0,{text["maxLength"] - 1}}}$'
-    return {"type": "string", "pattern": pattern}

@@ -17,22 +17,14 @@ import structlog
 from fastapi import Depends, FastAPI, Path, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from services.evaluation.adapters.database import open_storage
-from services.evaluation.adapters.openai_model import OpenAIModel
-from services.evaluation.errors import (
-    ModelError,
-    ModelRefused,
-    ModelTimedOut,
-    ModelUnavailable,
-    StorageUnavailable,
-    UnknownPrompt,
-)
+from services.evaluation.adapters.database import SQLStore, metadata
+from services.evaluation.errors import UnknownPrompt
 from services.evaluation.evaluator import Busy, Evaluator, NothingToReplay
 from services.evaluation.graph import build_graph
 from services.evaluation.judging import Interviewer
 from services.evaluation.ports import EvaluationStore
 from services.evaluation.prompts.library import PromptLibrary
-from services.evaluation.schemas import Evaluation, Proposal, Replay, Steps, Summary
+from services.evaluation.schemas import Evaluation, Replay, Steps, Summary
 from services.evaluation.settings import EvaluationSettings
 from services.evaluation.volume import VolumeMeter
 from services.evaluation.warming import Warming
@@ -45,7 +37,11 @@ from services.shared.errors import (
     Unavailable,
     Unprocessable,
 )
+from services.shared.language_model import ModelError, ModelRefused, ModelTimedOut, ModelUnavailable
+from services.shared.openai_model import OpenAIModel
 from services.shared.peers import find_peer
+from services.shared.proposals import Proposal
+from services.shared.storage import StorageUnavailable, open_storage
 from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app, current_request_id, until_hang_up
 
@@ -91,13 +87,15 @@ async def wired(settings: EvaluationSettings) -> AsyncIterator[Wiring]:
             timeout_s=settings.call_timeout_s, max_connections=4 * settings.max_concurrent
         )
         await stack.enter_async_context(client)
-        store, checkpointer = await stack.enter_async_context(
+        storage = await stack.enter_async_context(
             open_storage(
                 settings.database_url,
                 settings.sqlite_path(),
+                metadata,
                 pool_size=min(settings.max_concurrent, 16),
             )
         )
+        store = SQLStore(storage.engine)
         model = OpenAIModel(
             client, key=key, model=settings.llm_model, timeout_s=settings.call_timeout_s
         )
@@ -106,7 +104,7 @@ async def wired(settings: EvaluationSettings) -> AsyncIterator[Wiring]:
         interviewer = Interviewer(model, library)
         evaluator = Evaluator(
             settings,
-            graph=build_graph(checkpointer),
+            graph=build_graph(storage.checkpointer),
             interviewer=interviewer,
             meter=VolumeMeter(),
             store=store,

@@ -18,16 +18,17 @@ import structlog
 from langchain_core.runnables import RunnableConfig
 
 from services.evaluation.answers import SummaryAnswer
-from services.evaluation.errors import ModelUnavailable
 from services.evaluation.graph import FORGOTTEN, RECURSION_LIMIT, RESUME_AFTER, Graph
 from services.evaluation.journal import Journal
 from services.evaluation.judging import Interviewer
 from services.evaluation.nodes import Plan, State, Work, passages_of, stages_of, summary_of
 from services.evaluation.ports import EvaluationStore
-from services.evaluation.schemas import Evaluation, Proposal, Replay, Steps, Summary
+from services.evaluation.schemas import Evaluation, Replay, Steps, Summary
 from services.evaluation.settings import EvaluationSettings
 from services.evaluation.texts import Texts
 from services.evaluation.volume import VolumeMeter
+from services.shared.language_model import ModelUnavailable
+from services.shared.proposals import Proposal
 
 log = structlog.get_logger()
 Event = dict[str, Any]

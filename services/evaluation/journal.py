@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from services.evaluation.ports import Call, Reply
-from services.evaluation.schemas import Step, Usage
+from services.evaluation.schemas import Step
+from services.shared.language_model import Call, Reply, Usage
 
 Emit = Callable[[str, dict[str, Any]], None]
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from langchain_core.utils.json import parse_partial_json
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from services.evaluation.errors import AnswerInvalid
 from services.evaluation.journal import Entry
-from services.evaluation.passages import Passages
 from services.evaluation.policy import SECOND_RUN_SEED, SECOND_RUN_TEMPERATURE
-from services.evaluation.ports import Call, LanguageModel, Reply
 from services.evaluation.prompts.library import PromptLibrary
-from services.evaluation.schemas import Proposal
+from services.shared.language_model import Call, LanguageModel, Reply, accepted
+from services.shared.passages import Passages
+from services.shared.proposals import Proposal
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -85,18 +84,9 @@ class Interviewer:
 
 
 def _accept(entry: Entry, answer: type[A]) -> A:
-    reply = entry.reply
-    if reply is None or not reply.text.strip():
-        raise AnswerInvalid("empty_answer", "The model answered nothing.")
-    if reply.finish_reason != "stop":
-        raise AnswerInvalid("truncated", f"The answer ended with {reply.finish_reason!r}.")
-    try:
-        accepted = answer.model_validate_json(reply.text)
-    except ValidationError as error:
-        places = ", ".join(".".join(map(str, e["loc"])) or "answer" for e in error.errors())
-        raise AnswerInvalid("invalid_answer", f"Not as asked for: {places}.") from None
-    entry.output = accepted.model_dump()
-    return accepted
+    found = accepted(entry.reply, answer)
+    entry.output = found.model_dump()
+    return found
 
 
 def _text_so_far(written: str) -> str:

@@ -22,17 +22,13 @@ from services.evaluation.answers import (
     FeedbackAnswer,
     SummaryAnswer,
 )
-from services.evaluation.errors import AnswerInvalid, ModelError, ModelRefused, ModelTimedOut
 from services.evaluation.journal import Journal
 from services.evaluation.judging import Interviewer
-from services.evaluation.passages import Passages, cut, whole_sentences
 from services.evaluation.schemas import (
     ContentStage,
     DeliberationStage,
     Feedback,
-    MediaType,
     Outcome,
-    Proposal,
     Stage,
     StageName,
     Suggestion,
@@ -41,6 +37,9 @@ from services.evaluation.schemas import (
 )
 from services.evaluation.texts import Texts
 from services.evaluation.volume import VolumeMeter, VolumeThresholds, judge
+from services.shared.language_model import AnswerInvalid, ModelError, ModelRefused, ModelTimedOut
+from services.shared.passages import Passages, cut, whole_sentences
+from services.shared.proposals import MediaType, Proposal
 
 S = TypeVar("S", ContentStage, DeliberationStage)
 STAGES: dict[StageName, type[BaseModel]] = {

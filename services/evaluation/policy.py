@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.evaluation.answers import ContentAnswer, DeliberationAnswer
-from services.evaluation.passages import Passages
 from services.evaluation.schemas import (
     CRITERIA,
     ContentStage,
@@ -22,6 +21,7 @@ from services.evaluation.schemas import (
     Stage,
     StageName,
 )
+from services.shared.passages import Passages
 
 # The second run of a borderline stage must be able to differ from the first, which is greedy.
 SECOND_RUN_TEMPERATURE = 0.7

@@ -1,7 +1,4 @@
-"""The wire types of proposals and evaluations (see HTTP.md for the contract as one table).
-
-Lengths are in characters (Unicode code points) and hold before and after normalisation.
-"""
+"""The wire types of evaluations; a proposal itself is in services/shared/proposals.py."""
 
 from __future__ import annotations
 
@@ -9,12 +6,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from services.evaluation.text import detect_language, normalise
+from services.shared.language_model import Message, Usage
+from services.shared.proposals import Wire
 
-Language = Literal["ko", "en"]
-MediaType = Literal["short_form", "long_form"]
 StageName = Literal["volume", "content", "deliberation"]
 ReplayStage = Literal["volume", "content", "deliberation", "writing"]
 Criterion = Literal["theme", "sexuality", "violence", "horror", "language", "drugs", "imitation"]
@@ -22,35 +18,6 @@ Aspect = Literal["message", "target", "relevance"]
 CRITERIA: tuple[Criterion, ...] = (
     "theme", "sexuality", "violence", "horror", "language", "drugs", "imitation",
 )  # fmt: skip
-
-TITLE_CHARACTERS = 100
-CONTENT_CHARACTERS = 2_500
-FEATURE_NAME_CHARACTERS = 50
-FEATURE_VALUE_CHARACTERS = 200
-FEATURES = 20
-
-
-class Category(StrEnum):
-    """What the video is about, in the platform's own list."""
-
-    GAME = "GAME"
-    TECH = "TECH"
-    EDUCATION = "EDUCATION"
-    KNOWHOW_STYLE = "KNOWHOW_STYLE"
-    NEWS_POLITICS = "NEWS_POLITICS"
-    SPORTS = "SPORTS"
-    NONPROFIT_SOCIAL = "NONPROFIT_SOCIAL"
-    PETS_ANIMALS = "PETS_ANIMALS"
-    ENTERTAINMENT = "ENTERTAINMENT"
-    TRAVEL_EVENTS = "TRAVEL_EVENTS"
-    MOVIE_ANIMATION = "MOVIE_ANIMATION"
-    MUSIC = "MUSIC"
-    PEOPLE_BLOG = "PEOPLE_BLOG"
-    AUTO_TRANSPORT = "AUTO_TRANSPORT"
-    COMEDY = "COMEDY"
-    KIDS = "KIDS"
-    FOOD_COOKING = "FOOD_COOKING"
-    ETC = "ETC"
 
 
 class Outcome(StrEnum):
@@ -62,68 +29,7 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
 
 
-def _normalised(limit: int) -> AfterValidator:
-    def check(text: str) -> str:
-        clean = normalise(text)
-        if not clean:
-            raise ValueError("holds no readable character; write some text")
-        if len(clean) > limit:
-            raise ValueError(
-                f"has {len(clean)} characters once compatibility characters are spelt out; "
-                f"at most {limit} are allowed"
-            )
-        return clean
-
-    return AfterValidator(check)
-
-
-Title = Annotated[str, Field(min_length=1, max_length=TITLE_CHARACTERS), _normalised(100)]
-Content = Annotated[str, Field(min_length=1, max_length=CONTENT_CHARACTERS), _normalised(2_500)]
-FeatureName = Annotated[str, Field(min_length=1, max_length=50), _normalised(50)]
-FeatureValue = Annotated[str, Field(max_length=200), AfterValidator(normalise)]
-
-
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Proposal(_Wire):
-    """A plan for a video (기획안). Text is normalised (NFKC, no control characters) on arrival."""
-
-    title: Title = Field(description="1-100 characters.")
-    content: Content = Field(description="1-2,500 characters.")
-    media_type: MediaType = Field(description="Short videos need less substance than long ones.")
-    category: Category | None = Field(None, description="What the video is about.")
-    additional_features: dict[FeatureName, FeatureValue] = Field(
-        default_factory=dict,
-        max_length=FEATURES,
-        description="Anything else worth knowing: name (50 characters) to value (200); 20 at most.",
-    )
-    language: Language | None = Field(
-        None, description="Language of the answer; detected from the text when absent."
-    )
-
-    @property
-    def answer_language(self) -> Language:
-        return self.language or detect_language(f"{self.title}\n{self.content}")
-
-
-class Usage(_Wire):
-    """Tokens as the LLM server counted them, summed over every call."""
-
-    prompt_tokens: int = Field(0, ge=0)
-    completion_tokens: int = Field(0, ge=0)
-    cached_tokens: int = Field(0, ge=0, description="Prompt tokens served from the prefix cache.")
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-        )
-
-
-class _Stage(_Wire):
+class _Stage(Wire):
     outcome: Outcome
     duration_ms: float = Field(0.0, ge=0, description="Milliseconds, model calls included.")
     review_reasons: list[str] = Field(
@@ -145,7 +51,7 @@ class VolumeStage(_Stage):
     problems: list[str] = Field(default_factory=list, description="Stable names; empty on pass.")
 
 
-class Reason(_Wire):
+class Reason(Wire):
     """Why a criterion of the content stage got its score."""
 
     criterion: Aspect
@@ -167,7 +73,7 @@ class ContentStage(_Stage):
     reasons: list[Reason] = Field(default_factory=list)
 
 
-class Levels(_Wire):
+class Levels(Wire):
     """KMRB's seven considerations; 0 all ages, 1 12+, 2 15+, 3 19+, 4 restricted."""
 
     theme: int = Field(ge=0, le=4)
@@ -179,7 +85,7 @@ class Levels(_Wire):
     imitation: int = Field(ge=0, le=4)
 
 
-class Evidence(_Wire):
+class Evidence(Wire):
     """One passage of the proposal that raises one criterion above 0."""
 
     criterion: Criterion
@@ -205,14 +111,14 @@ class DeliberationStage(_Stage):
 Stage = Annotated[VolumeStage | ContentStage | DeliberationStage, Field(discriminator="name")]
 
 
-class Suggestion(_Wire):
+class Suggestion(Wire):
     """One change that would help."""
 
     about: str = Field(description="What part of the proposal, at most 40 characters.")
     change: str = Field(description="What to do, at most 200 characters.")
 
 
-class Feedback(_Wire):
+class Feedback(Wire):
     """What to change, in the proposal's language."""
 
     text: str
@@ -220,7 +126,7 @@ class Feedback(_Wire):
     violations: list[str] = Field(description="Deliberation criteria over the limit, with level.")
 
 
-class Summary(_Wire):
+class Summary(Wire):
     """A proposal in brief, in its language."""
 
     title: str
@@ -228,7 +134,7 @@ class Summary(_Wire):
     keywords: list[str] = Field(min_length=4, max_length=8)
 
 
-class Evaluation(_Wire):
+class Evaluation(Wire):
     """One proposal, evaluated. `feedback` comes with fail and review, `summary` with pass."""
 
     id: str
@@ -247,14 +153,7 @@ class Evaluation(_Wire):
     duration_ms: float = Field(ge=0)
 
 
-class Message(_Wire):
-    """One chat message exactly as it was sent."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class Step(_Wire):
+class Step(Wire):
     """What one node of the graph did."""
 
     node: str
@@ -272,13 +171,13 @@ class Step(_Wire):
     error: str | None
 
 
-class Steps(_Wire):
+class Steps(Wire):
     evaluation_id: str
     request_id: str = Field(description="The id under which every log line was written.")
     steps: list[Step]
 
 
-class Replay(_Wire):
+class Replay(Wire):
     """Run an evaluation again from a stage, changing what is given here and nothing else."""
 
     from_stage: ReplayStage = Field(

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from services.evaluation.schemas import MediaType
 from services.evaluation.volume import VolumeThresholds
+from services.shared.proposals import MediaType
 from services.shared.settings import ServiceSettings, everywhere
 
 

@@ -9,11 +9,11 @@ from services.evaluation.schemas import (
     ContentStage,
     DeliberationStage,
     Feedback,
-    Language,
     Stage,
     Suggestion,
     VolumeStage,
 )
+from services.shared.proposals import Language
 
 QUOTE_CHARACTERS = 60
 

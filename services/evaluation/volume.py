@@ -23,8 +23,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.evaluation.passages import SENTENCE_END
-from services.evaluation.text import normalise
+from services.shared.passages import SENTENCE_END
+from services.shared.text import normalise
 
 # Kiwi needs some 10 us a character on one slow core, and twice that where spaces are missing.
 # 300 characters of a plan hold 50 distinct content words, more than twice what any threshold asks

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import structlog
 
-from services.evaluation.errors import ModelError
 from services.evaluation.journal import Entry
 from services.evaluation.judging import Interviewer
 from services.evaluation.nodes import passages_of
 from services.evaluation.prompts.library import LANGUAGES
-from services.evaluation.schemas import Language, Proposal
+from services.shared.language_model import ModelError
+from services.shared.proposals import Language, Proposal
 
 RETRY_S = 2.0
 PROMPTS = ("content", "deliberation", "summary", "feedback")

@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.evaluation.answers import ANSWERS, json_schema
+from services.evaluation.answers import ANSWERS
 from services.evaluation.errors import UnknownPrompt
-from services.evaluation.passages import Passages, cut
-from services.evaluation.schemas import Language, Message
+from services.shared.language_model import Message, json_schema
+from services.shared.passages import Passages, cut
+from services.shared.proposals import Language
 
 FOLDER = Path(__file__).parent
 LANGUAGES: dict[Language, str] = {

@@ -14,19 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from services.evaluation.answers import (
-    ANSWERS,
-    ContentAnswer,
-    DeliberationAnswer,
-    FeedbackAnswer,
-    json_schema,
-)
+from services.evaluation.answers import ANSWERS, ContentAnswer, DeliberationAnswer, FeedbackAnswer
 from services.evaluation.errors import UnknownPrompt
-from services.evaluation.passages import MAX_PASSAGES, Passages, cut, defuse, whole_sentences
 from services.evaluation.prompts.library import FOLDER, Example, Prompt, PromptLibrary
-from services.evaluation.schemas import Proposal
 from services.evaluation.settings import EvaluationSettings
 from services.evaluation.volume import VolumeProblem
+from services.shared.language_model import json_schema
+from services.shared.passages import MAX_PASSAGES, Passages, cut, defuse, whole_sentences
+from services.shared.proposals import Proposal
 
 LIBRARY = PromptLibrary()
 PROMPTS = [LIBRARY.get(path.parent.name, path.stem) for path in sorted(FOLDER.glob("*/*.md"))]

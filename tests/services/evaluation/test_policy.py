@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from services.evaluation import policy
 from services.evaluation.answers import ASKED_AS, ContentAnswer, DeliberationAnswer
-from services.evaluation.passages import Passages
 from services.evaluation.schemas import (
     CRITERIA,
     ContentStage,
@@ -21,6 +20,7 @@ from services.evaluation.schemas import (
     Stage,
     VolumeStage,
 )
+from services.shared.passages import Passages
 
 PASSAGES = Passages(("제목", "첫 문장.", "둘째 문장."))
 LAST = len(PASSAGES.texts)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,23 @@ import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from sqlalchemy import text
 
-from services.evaluation.adapters.database import SQLStore, open_storage
+from services.evaluation.adapters.database import SQLStore, metadata
 from services.evaluation.app import create_app
-from services.evaluation.errors import StorageUnavailable
 from services.evaluation.schemas import (
     ContentStage,
     DeliberationStage,
     Evaluation,
     Feedback,
-    Message,
     Outcome,
     Step,
     Steps,
     Suggestion,
-    Usage,
     VolumeStage,
 )
 from services.evaluation.settings import EvaluationSettings
+from services.shared.language_model import Message, Usage
 from services.shared.settings import ConfigurationError
+from services.shared.storage import StorageUnavailable, open_storage
 from tests.fakes.scripted_llm import ScriptedLLM, served_app
 from tests.postgres import Postgres
 
@@ -44,8 +43,10 @@ BOUND_S = 15.0
 Storage = tuple[SQLStore, BaseCheckpointSaver[str]]
 
 
-def opened(database: Any) -> AbstractAsyncContextManager[Storage]:
-    return open_storage(database.url, database.file, pool_size=2)
+@asynccontextmanager
+async def opened(database: Any) -> AsyncIterator[Storage]:
+    async with open_storage(database.url, database.file, metadata, pool_size=2) as storage:
+        yield SQLStore(storage.engine), storage.checkpointer
 
 
 def an_evaluation() -> tuple[Evaluation, Steps]:
@@ -134,7 +135,7 @@ class TestEveryDatabase:
                 await store.save(evaluation, steps)
             return evaluation.id
 
-        ids = await asyncio.gather(*(start_and_save() for _ in range(4)))
+        ids = await asyncio.gather(*(start_and_save() for _ in range(8)))
         async with opened(database) as (store, _):
             assert all([await store.get(one) for one in ids])
 
@@ -201,7 +202,8 @@ async def test_a_server_that_stops_is_unavailable_and_then_back(
 ) -> None:
     evaluation, steps = an_evaluation()
     url = stopped.new_database()
-    async with open_storage(url, tmp_path / "unused", pool_size=2) as (store, saver):
+    async with open_storage(url, tmp_path / "unused", metadata, pool_size=2) as storage:
+        store, saver = SQLStore(storage.engine), storage.checkpointer
         await store.save(evaluation, steps)
         stopped.stop()
         began = time.monotonic()
@@ -267,7 +269,7 @@ async def test_tables_that_are_gone_are_unavailable(database: Any) -> None:
 @pytest.mark.parametrize("url", ["mysql://host/db", "postgresql+asyncpg://host/db", "x"])
 async def test_another_kind_of_database_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="JOING_DATABASE_URL"):
-        async with open_storage(url, tmp_path / "unused", pool_size=2):
+        async with open_storage(url, tmp_path / "unused", metadata, pool_size=2):
             pass
 
 
@@ -279,5 +281,5 @@ async def test_a_sqlite_address_names_its_file(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "named.sqlite3"
     path = str(file).lstrip("/") if slashes.endswith("////") else file.name
-    async with open_storage(slashes + path, tmp_path / "unused", pool_size=2):
+    async with open_storage(slashes + path, tmp_path / "unused", metadata, pool_size=2):
         assert file.exists()

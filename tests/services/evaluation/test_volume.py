@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.evaluation.passages import SENTENCE_END
 from services.evaluation.volume import (
     VolumeMeter,
     VolumeProblem,
@@ -21,6 +20,7 @@ from services.evaluation.volume import (
     judge,
     thresholds_for,
 )
+from services.shared.passages import SENTENCE_END
 
 LABELLED = Path(__file__).parents[2] / "data" / "volume.jsonl"
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in LABELLED.read_text("utf-8").splitlines()]

@@ -17,9 +17,14 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, conv
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from services.evaluation.errors import ModelRefused, ModelTimedOut, ModelUnavailable
-from services.evaluation.ports import Call, Reply
-from services.evaluation.schemas import Usage
+from services.shared.language_model import (
+    Call,
+    ModelRefused,
+    ModelTimedOut,
+    ModelUnavailable,
+    Reply,
+    Usage,
+)
 
 
 class OpenAIModel:

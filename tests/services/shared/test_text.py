@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.evaluation.text import detect_language, normalise
+from services.shared.text import detect_language, normalise
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=300)
 
