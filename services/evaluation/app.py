@@ -24,7 +24,7 @@ from services.evaluation.graph import build_graph
 from services.evaluation.judging import Interviewer
 from services.evaluation.ports import EvaluationStore
 from services.evaluation.prompts.library import PromptLibrary
-from services.evaluation.schemas import Evaluation, Replay, Steps, Summary
+from services.evaluation.schemas import Deliberation, Evaluation, Replay, Steps, Summary
 from services.evaluation.settings import EvaluationSettings
 from services.evaluation.volume import VolumeMeter
 from services.evaluation.warming import Warming
@@ -155,6 +155,18 @@ def add_routes(app: FastAPI) -> None:
         """Summarise a proposal without judging it."""
         with as_problems(request):
             return await until_hang_up(request, evaluator.summarize(proposal, current_request_id()))
+
+    @app.post("/v1/proposals/deliberate", tags=["proposals"])
+    async def deliberate(
+        proposal: Proposal, request: Request, evaluator: TheEvaluator
+    ) -> Deliberation:
+        """Which age rating would this text get? For text that is not a whole proposal, such as a
+        scene: nothing but the seven criteria is judged, and nothing is stored.
+        """
+        with as_problems(request):
+            return await until_hang_up(
+                request, evaluator.deliberate(proposal, current_request_id())
+            )
 
     @app.get("/v1/evaluations/{evaluation_id}", tags=["evaluations"])
     async def get_evaluation(

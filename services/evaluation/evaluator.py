@@ -21,9 +21,17 @@ from services.evaluation.answers import SummaryAnswer
 from services.evaluation.graph import FORGOTTEN, RECURSION_LIMIT, RESUME_AFTER, Graph
 from services.evaluation.journal import Journal
 from services.evaluation.judging import Interviewer
-from services.evaluation.nodes import Plan, State, Work, passages_of, stages_of, summary_of
+from services.evaluation.nodes import (
+    Plan,
+    State,
+    Work,
+    deliberate,
+    passages_of,
+    stages_of,
+    summary_of,
+)
 from services.evaluation.ports import EvaluationStore
-from services.evaluation.schemas import Evaluation, Replay, Steps, Summary
+from services.evaluation.schemas import Deliberation, Evaluation, Replay, Steps, Summary
 from services.evaluation.settings import EvaluationSettings
 from services.evaluation.texts import Texts
 from services.evaluation.volume import VolumeMeter
@@ -126,6 +134,21 @@ class Evaluator:
                 answer = await self._interviewer.ask(call, SummaryAnswer, entry)
             return summary_of(proposal, answer)
 
+    async def deliberate(self, proposal: Proposal, request_id: str) -> Deliberation:
+        """The deliberation alone, of any text in a proposal's shape; nothing is stored.
+
+        Raises Busy, ModelUnavailable; TimeoutError past the deadline.
+        """
+        async with self._admitted(), asyncio.timeout(self._settings.deadline_s):
+            journal, plan = Journal(request_id), await self._plan()
+            state = State(proposal=proposal.model_dump(mode="json"), plan=plan)
+            return Deliberation(
+                stage=await deliberate(state, self._work(journal)),
+                model=plan["model"],
+                prompt_version=plan["prompt_version"],
+                usage=journal.usage,
+            )
+
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
         if self._running >= self._settings.max_concurrent:
@@ -173,21 +196,23 @@ class Evaluator:
         await self._graph.aupdate_state(_config(run.id), dict(state), as_node=RESUME_AFTER)
         return replace(run, state=None)
 
-    async def _finish(self, run: _Run, emit: Any = None) -> Evaluation:
-        work = Work(
+    def _work(self, journal: Journal) -> Work:
+        return Work(
             interviewer=self._interviewer,
             meter=self._meter,
             thresholds=self._settings.volume_thresholds(),
             texts=self._texts,
-            journal=run.journal,
+            journal=journal,
         )
+
+    async def _finish(self, run: _Run, emit: Any = None) -> Evaluation:
         log.info("evaluation started", evaluation_id=run.id, parent_id=run.parent_id)
         state: dict[str, Any] = {}
         async with asyncio.timeout(self._settings.deadline_s):
             async for mode, data in self._graph.astream(
                 run.state,
                 _config(run.id),
-                context=work,
+                context=self._work(run.journal),
                 stream_mode=["custom", "values"],
                 durability="exit",
             ):

@@ -115,29 +115,35 @@ async def content(state: State, runtime: Runtime[Work]) -> Update:
     doubt = ContentStage(outcome=Outcome.REVIEW, threshold=plan["content_threshold"])
 
     async def run(attempt: int) -> ContentStage:
-        answer, passages = await _ask(state, runtime, "content", ContentAnswer, attempt)
+        answer, passages = await _ask(state, runtime.context, "content", ContentAnswer, attempt)
         return policy.content_stage(answer, passages, plan["content_threshold"])
 
-    return await _judge(
+    return await _announced(
         "content",
-        doubt,
-        run,
-        is_borderline=lambda s: policy.is_content_borderline(s, plan["borderline_margin"]),
-        settle=policy.settle_content,
+        _judge(
+            doubt,
+            run,
+            is_borderline=lambda s: policy.is_content_borderline(s, plan["borderline_margin"]),
+            settle=policy.settle_content,
+        ),
     )
 
 
 async def deliberation(state: State, runtime: Runtime[Work]) -> Update:
-    """Which rating would it get? A second run settles a grade at the limit."""
+    """Which rating would it get?"""
+    return await _announced("deliberation", deliberate(state, runtime.context))
+
+
+async def deliberate(state: State, work: Work) -> DeliberationStage:
+    """The stage by itself. A second run settles a grade at the limit. Raises ModelUnavailable."""
     limit = state["plan"]["deliberation_limit"]
     doubt = DeliberationStage(outcome=Outcome.REVIEW, limit=limit)
 
     async def run(attempt: int) -> DeliberationStage:
-        answer, passages = await _ask(state, runtime, "deliberation", DeliberationAnswer, attempt)
+        answer, passages = await _ask(state, work, "deliberation", DeliberationAnswer, attempt)
         return policy.deliberation_stage(answer, passages, limit)
 
     return await _judge(
-        "deliberation",
         doubt,
         run,
         is_borderline=policy.is_deliberation_borderline,
@@ -217,14 +223,12 @@ def summary_of(proposal: Proposal, answer: SummaryAnswer) -> Summary:
 
 
 async def _judge(
-    name: StageName,
     doubt: S,
     run: Callable[[int], Awaitable[S]],
     *,
     is_borderline: Callable[[S], bool],
     settle: Callable[[S, S], S],
-) -> Update:
-    _announce(name, "started")
+) -> S:
     started = time.perf_counter()
     try:
         stage = await run(1)
@@ -232,7 +236,14 @@ async def _judge(
             stage = settle(stage, await run(2))
     except (AnswerInvalid, ModelTimedOut, ModelRefused) as error:
         stage = doubt.model_copy(update={"review_reasons": [_review_reason(error)]})
-    stage = stage.model_copy(update={"duration_ms": _since(started)})
+    return stage.model_copy(update={"duration_ms": _since(started)})
+
+
+async def _announced(
+    name: StageName, judging: Awaitable[ContentStage | DeliberationStage]
+) -> Update:
+    _announce(name, "started")
+    stage = await judging
     _announce(name, stage.outcome)
     return {name: stage.model_dump(mode="json")}
 
@@ -251,9 +262,9 @@ A = TypeVar("A", bound=BaseModel)
 
 
 async def _ask(
-    state: State, runtime: Runtime[Work], name: str, answer: type[A], attempt: int
+    state: State, work: Work, name: str, answer: type[A], attempt: int
 ) -> tuple[A, Passages]:
-    work, plan, proposal = runtime.context, state["plan"], _proposal(state)
+    plan, proposal = state["plan"], _proposal(state)
     passages = passages_of(proposal)
     with work.journal.step(name, {"proposal": state["proposal"]}, attempt) as entry:
         call = work.interviewer.call(

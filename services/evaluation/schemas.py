@@ -153,6 +153,15 @@ class Evaluation(Wire):
     duration_ms: float = Field(ge=0)
 
 
+class Deliberation(Wire):
+    """The deliberation of any text, without the other stages."""
+
+    stage: DeliberationStage
+    model: str = Field(description="The served model's name.")
+    prompt_version: str
+    usage: Usage
+
+
 class Step(Wire):
     """What one node of the graph did."""
 

@@ -27,6 +27,7 @@ ROUTES: dict[str, list[tuple[str, str]]] = {
         ("POST", "/v1/proposals/evaluate"),
         ("POST", "/v1/proposals/evaluate/stream"),
         ("POST", "/v1/proposals/summarize"),
+        ("POST", "/v1/proposals/deliberate"),
         ("GET", "/v1/evaluations/{evaluation_id}"),
         ("GET", "/v1/evaluations/{evaluation_id}/steps"),
         ("POST", "/v1/evaluations/{evaluation_id}/replay"),

@@ -23,12 +23,19 @@ from services.shared.errors import (
     is_openai_path,
     openai_error,
 )
-from services.shared.web import REQUEST_ID, ClientGone, current_request_id, until_hang_up
+from services.shared.web import (
+    CALLER,
+    REQUEST_ID,
+    ClientGone,
+    current_caller,
+    current_request_id,
+    until_hang_up,
+)
 
 PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "idempotency-key",
              "last-event-id")  # fmt: skip
 PASSED_BACK = ("content-type", "retry-after", "cache-control", "x-accel-buffering", "location",
-               "x-eta-s")  # fmt: skip
+               "x-eta-s", "idempotent-replayed")  # fmt: skip
 log = structlog.get_logger()
 
 
@@ -69,7 +76,7 @@ def _outgoing(
         request.method,
         request.url.path,
         params=str(request.query_params) or None,
-        headers=_headers(request.headers),
+        headers={**_headers(request.headers), CALLER: current_caller(request)},
         content=content,
     )
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from services.evaluation.schemas import Evaluation, Steps
-from tests.fakes.scripted_llm import GOOD_CONTENT, GOOD_SUMMARY, Act, ScriptedLLM
+from tests.fakes.scripted_llm import CLEAN, GOOD_CONTENT, GOOD_SUMMARY, Act, ScriptedLLM
 
 
 def evaluate(client: httpx.Client, proposal: dict[str, Any]) -> dict[str, Any]:
@@ -184,3 +184,23 @@ def test_summarize_does_not_judge(
     summary = client.post("/v1/proposals/summarize", json=proposal).json()
     assert summary == {"title": proposal["title"], **GOOD_SUMMARY}
     assert len(llm.calls) == 1
+
+
+def test_any_text_can_be_deliberated_alone(
+    client: httpx.Client, llm: ScriptedLLM, proposal: dict[str, Any]
+) -> None:
+    llm.script["DeliberationAnswer"] = Act({**CLEAN, "violence": {"passage": 2, "level": 4}})
+    answer = client.post("/v1/proposals/deliberate", json=proposal)
+    assert answer.status_code == 200, answer.text
+    stage = answer.json()["stage"]
+    assert (stage["outcome"], stage["grade"]) == ("fail", 4)
+    assert stage["evidence"][0]["quote"] in proposal["content"]
+    assert len(llm.calls_for("DeliberationAnswer")) == len(llm.calls) == 1
+
+
+def test_a_deliberation_without_an_answer_that_counts_is_a_review(
+    client: httpx.Client, llm: ScriptedLLM, proposal: dict[str, Any]
+) -> None:
+    llm.script["DeliberationAnswer"] = Act("no JSON")
+    stage = client.post("/v1/proposals/deliberate", json=proposal).json()["stage"]
+    assert (stage["outcome"], stage["review_reasons"]) == ("review", ["invalid_answer"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,8 @@ from structlog.testing import capture_logs
 from services.shared.errors import Malformed, ProblemBody, TooLarge
 from services.shared.settings import ServiceSettings
 from services.shared.web import (
+    CALLER,
+    NOBODY,
     BodyLimit,
     ClientGone,
     KeyCheck,
@@ -301,6 +304,31 @@ async def test_with_keys_everyone_needs_one(
         answer = await someone.post("/cups", json={"name": "a"}, headers=headers)
         assert (await someone.get("/docs")).status_code == 401
     assert answer.status_code == status
+
+
+CALLER_ID = "0123456789abcdef"
+UNTOLD = "f" * 15
+
+
+@pytest.mark.parametrize(
+    ("keys", "sent", "told", "caller"),
+    [
+        ("one,two", "one", CALLER_ID, CALLER_ID),
+        ("one,two", "two", CALLER_ID, hashlib.sha256(b"two").hexdigest()[:16]),
+        ("one,two", "one", UNTOLD, hashlib.sha256(b"one").hexdigest()[:16]),
+        ("", "", CALLER_ID, CALLER_ID),
+        ("", "anything", "", NOBODY),
+    ],
+)
+def test_only_the_key_of_the_services_may_call_for_another(
+    keys: str, sent: str, told: str, caller: str
+) -> None:
+    check = KeyCheck(web_app(), tuple(filter(None, keys.split(","))))
+    headers = [
+        (b"authorization", f"Bearer {sent}".encode()),
+        (CALLER.lower().encode(), told.encode()),
+    ]
+    assert check.caller({"type": "http", "headers": headers}) == caller
 
 
 def test_a_key_is_compared_as_it_is() -> None:
