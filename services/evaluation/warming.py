@@ -15,8 +15,8 @@ import structlog
 from services.evaluation.journal import Entry
 from services.evaluation.judging import Interviewer
 from services.evaluation.nodes import passages_of
-from services.evaluation.prompts.library import LANGUAGES
 from services.shared.language_model import ModelError
+from services.shared.prompt_files import LANGUAGES
 from services.shared.proposals import Language, Proposal
 
 RETRY_S = 2.0

@@ -13,34 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from services.evaluation.answers import ANSWERS
 from services.evaluation.errors import UnknownPrompt
 from services.shared.language_model import Message, json_schema
 from services.shared.passages import Passages, cut
+from services.shared.prompt_files import LANGUAGES, Head, read_prompt
 from services.shared.proposals import Language
 
 FOLDER = Path(__file__).parent
-LANGUAGES: dict[Language, str] = {
-    "ko": "Answer language: Korean (한국어).",
-    "en": "Answer language: English.",
-}
-
-
-class Head(BaseModel):
-    """What every prompt file says about itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: str = Field(description="The same as the folder's name.")
-    purpose: str
-    inputs: list[str]
-    answer: str
-    max_tokens: int = Field(ge=16, le=4_096, description="Bound on the reply, in tokens.")
-    examples: str | None = None
-    sources: list[str]
 
 
 class Example(BaseModel):
@@ -140,16 +122,5 @@ class PromptLibrary:
 
 
 def _read(path: Path) -> Prompt:
-    _, head, body = path.read_text("utf-8").split("---\n", 2)
-    meta = Head.model_validate(yaml.safe_load(head))
-    return Prompt(
-        name=f"{path.stem}@{path.parent.name}",
-        head=meta,
-        instructions=body.strip(),
-        examples=_read_examples(path.parent / meta.examples) if meta.examples else (),
-    )
-
-
-def _read_examples(path: Path) -> tuple[Example, ...]:
-    lines = path.read_text("utf-8").splitlines()
-    return tuple(Example.model_validate_json(line) for line in lines if line.strip())
+    head, instructions, examples = read_prompt(path, Example)
+    return Prompt(f"{path.stem}@{path.parent.name}", head, instructions, examples)
