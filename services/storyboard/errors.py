@@ -12,6 +12,7 @@ PaintingError
 └── FrameRefused       images will never draw this request
 ScreenUnavailable      the deliberation cannot be had now: wait, try again
 JobFailed              the storyboard cannot be finished: state `failed` with `code`
+CheckpointStale        the graph is to begin again from its first step
 SheetError             the sheet cannot be set (sheet.py)
 ArtifactMissing        a picture that should be there is not
 """
@@ -79,3 +80,7 @@ class JobFailed(Exception):
 
 class ArtifactMissing(Exception):
     pass
+
+
+class CheckpointStale(Exception):
+    """What the checkpoint says and what is recorded do not agree: begin at the first step."""

@@ -84,7 +84,9 @@ class JobStore(Protocol):
         """
         ...
 
-    async def get(self, owner: str, job_id: str) -> Storyboard | None: ...
+    async def get(self, owner: str | None, job_id: str) -> Storyboard | None:
+        """`owner` None: anybody's."""
+        ...
 
     async def events(self, job_id: str, after: int) -> Sequence[StoredEvent]:
         """Those with a seq above `after`, in order."""
