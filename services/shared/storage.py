@@ -51,6 +51,13 @@ class Storage:
     is_shared: bool
 
 
+def for_writing(engine: AsyncEngine) -> AsyncEngine:
+    """The same connections, for transactions that read and then write: SQLite's take the file's
+    write lock when they begin, and wait for it, instead of failing half-way.
+    """
+    return engine.execution_options(joing_writes=True)
+
+
 @contextmanager
 def as_unavailable(detail: str) -> Iterator[None]:
     """What SQLAlchemy, both drivers and the file system raise, as StorageUnavailable."""
@@ -112,7 +119,8 @@ async def _sqlite(path: Path, tables: MetaData) -> AsyncIterator[Storage]:
     engine = create_async_engine(
         f"sqlite+aiosqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S}
     )
-    event.listen(engine.sync_engine, "connect", _trust_the_log)
+    event.listen(engine.sync_engine, "connect", _on_connect)
+    event.listen(engine.sync_engine, "begin", _on_begin)
     # Turning the write-ahead log on takes the whole file, and SQLite does not wait for that: two
     # processes that start together must not both try.
     alone = filelock.AsyncFileLock(
@@ -139,11 +147,19 @@ def _make_tables(connection: Connection, tables: MetaData) -> None:
             connection.execute(CreateIndex(index, if_not_exists=True))
 
 
-def _trust_the_log(connection: object, _record: object) -> None:
-    """A commit in the write-ahead log survives the process that made it."""
-    cursor = connection.cursor()  # type: ignore[attr-defined]
+def _on_connect(connection: Any, _record: object) -> None:
+    """A commit in the write-ahead log survives the process that made it. Transactions are begun
+    by `_on_begin`, not by the driver.
+    """
+    connection.isolation_level = None
+    cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
+
+
+def _on_begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("joing_writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 @asynccontextmanager

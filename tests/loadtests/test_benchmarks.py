@@ -13,8 +13,8 @@ from loadtests.benchmarks import measuring, report, summary, volume
 from loadtests.benchmarks.machine import describe_machine
 from loadtests.benchmarks.recorded_calls import Evaluated, RecordedCall
 from loadtests.benchmarks.summary import Accounts, Block, Judged, Pair, Samples
-from services.evaluation.schemas import Proposal
 from services.evaluation.volume import VolumeMeter, judge, thresholds_for
+from services.shared.proposals import Proposal
 
 MACHINE_KEYS = {"cpu", "cores", "memory_gib", "python", "platform"}
 ACCOUNTS = Accounts(
