@@ -84,3 +84,7 @@ class ArtifactMissing(Exception):
 
 class CheckpointStale(Exception):
     """What the checkpoint says and what is recorded do not agree: begin at the first step."""
+
+
+class SheetError(Exception):
+    pass
