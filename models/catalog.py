@@ -161,6 +161,10 @@ class ImageRow(_Row):
     min_side_px: Annotated[int, Field(ge=1)]
     max_pixels: Annotated[int, Field(ge=1)]
     """Width times height."""
+    trigger: str = ""
+    """Words that a prompt without a LoRA begins with."""
+    vocabulary: Literal["sketch"] | None = None
+    """Whose words are all that it understands; None: any English."""
     note: str = ""
 
     @model_validator(mode="after")

@@ -145,6 +145,18 @@ def vocabulary() -> dict[str, tuple[str, ...]]:
     }
 
 
+def phrases() -> dict[str, list[str]]:
+    """The parts of a caption ready to be put together, for a writer who has to choose: one name a
+    figure and an action, every place and thing.
+    """
+    return {
+        "who": [f"a {names[0][0]}" for names in KINDS.values()],
+        "doing": list(ACTIONS),
+        "place": [phrase for synonyms in PLACES.values() for phrase in synonyms],
+        "thing": [f"a {thing}" for thing in (*HELD_THINGS, *GROUND_THINGS)],
+    }
+
+
 def known_words() -> list[str]:
     """Every word that a caption can hold, sorted; the tokenizers' vocabulary."""
     phrases = [phrase for slot in vocabulary().values() for phrase in slot]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import time
+import hashlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from models.catalog import Catalog
 from models.flux.errors import FluxError
 from models.flux.library import LoraEntry
+from services.images.drawing import Drawer, Wanted
 from services.images.errors import as_problem, invalid, sentence
+from services.images.memory import KeyReused
 from services.images.schemas import (
     LORA_NAME,
     AboutLora,
@@ -44,6 +47,7 @@ from services.shared.web import (
     ClientGone,
     body_over,
     create_web_app,
+    current_caller,
     parse_json,
     printable,
     unprocessable,
@@ -53,6 +57,7 @@ from services.shared.web import (
 DESCRIPTION = "Draws images: one batch of a Flux model, with a LoRA for each request."
 UPLOAD, JSON = "application/octet-stream", "application/json"
 FACTS_CHARACTERS = 200
+IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIErrorBody, "description": "The request is at fault"},
     "5XX": {"model": OpenAIErrorBody, "description": "The service is at fault"},
@@ -147,28 +152,62 @@ TheStudio = Annotated[Studio, Depends(_studio)]
 
 def _add_images(app: FastAPI) -> None:
     @app.post("/v1/images/generations", tags=["openai"], responses={**EVENTS, **OPENAI_ERRORS})
-    async def generate(body: ImageGeneration, request: Request, studio: TheStudio) -> Response:
+    async def generate(
+        body: ImageGeneration,
+        request: Request,
+        studio: TheStudio,
+        idempotency_key: Annotated[
+            str | None, Header(description="1-128 of A-Z a-z 0-9 . _ : -; drawn once a key.")
+        ] = None,
+    ) -> Response:
         """Draw 1 to 8 images of a prompt, or one as a stream of events."""
         with as_problems(request):
             drawer, wanted = studio.drawer, studio.drawer.wanted(body)
+            if idempotency_key is not None:
+                return await _drawn_once(request, body, drawer, wanted, idempotency_key)
             if body.stream:
                 return ImageStream(drawer, wanted, lambda error: _problem(request, error))
             drawn = await until_hang_up(request, drawer.draw(wanted))
-        answer = ImagesAnswer(
-            created=int(time.time()),
-            data=drawn,
-            output_format=wanted.form,
-            size=wanted.size,
-            usage=drawer.usage(wanted),
+        return Response(drawer.answer(wanted, drawn), media_type=JSON)
+
+
+async def _drawn_once(
+    request: Request, body: ImageGeneration, drawer: Drawer, wanted: Wanted, key: str
+) -> Response:
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        message = "must be 1-128 letters, digits and . _ : -"
+        errors = [FieldError(field="Idempotency-Key", message=message)]
+        raise Malformed("This Idempotency-Key cannot be used.", errors=errors)
+    if body.stream:
+        raise invalid("stream", "cannot be true with an Idempotency-Key: a stream is not kept")
+    opening = _opening(request.app)
+    same = hashlib.sha256(body.model_dump_json(exclude_none=True).encode()).hexdigest()
+    owned = f"{current_caller(request)}/{key}"
+    try:
+        answer, is_replayed = await until_hang_up(
+            request, opening.memory.answer(owned, same, lambda: drawer.begin(wanted))
         )
-        return Response(answer.model_dump_json(), media_type=JSON)
+    except KeyReused:
+        message = "was used before with another body; send a new key"
+        raise Conflict(
+            f"This Idempotency-Key {message}.",
+            code="idempotency_key_reused",
+            errors=[FieldError(field="Idempotency-Key", message=message)],
+        ) from None
+    if not is_replayed:
+        return Response(answer, media_type=JSON)
+    opening.metrics.replayed()
+    return Response(answer, media_type=JSON, headers={"Idempotent-Replayed": "true"})
 
 
 def _add_loras(app: FastAPI) -> None:
     @app.get("/v1/loras", tags=["loras"])
     async def list_loras(studio: TheStudio) -> Loras:
         """Every LoRA that a request's `model` may name."""
-        return Loras(data=[_described(studio, entry) for entry in studio.shelf.entries()])
+        return Loras(
+            data=[_described(studio, entry) for entry in studio.shelf.entries()],
+            base=studio.drawer.base(),
+        )
 
     @app.put(
         "/v1/loras/{name}",

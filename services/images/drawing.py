@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING
 from models.flux.engine import Engine, Event, Listener, Progress, Ticket
 from models.flux.errors import InvalidRequest
 from models.flux.request import ImageRequest
+from services.images.memory import Begun
 from services.images.model import ChosenModel
 from services.images.pictures import SOFTWARE, encoded
-from services.images.schemas import DrawnImage, ImageGeneration, InputTokens, OutputFormat, Usage
+from services.images.schemas import (
+    Base,
+    DrawnImage,
+    ImageGeneration,
+    ImagesAnswer,
+    InputTokens,
+    OutputFormat,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,6 +56,19 @@ class Drawer:
         self.engine = engine
         self._model = model
         self._limits = engine.runner.limits
+
+    def base(self) -> Base:
+        """What the model says of itself."""
+        return Base(
+            name=self._model.spec.name,
+            trigger=self._model.trigger,
+            width=self._model.width,
+            height=self._model.height,
+            size_multiple=self._limits.size_multiple,
+            min_side_px=self._limits.min_side_px,
+            max_pixels=self._limits.max_pixels,
+            vocabulary=self._model.vocabulary,
+        )
 
     def wanted(self, body: ImageGeneration) -> Wanted:
         """Raises InvalidRequest for what no single image shows."""
@@ -85,6 +107,30 @@ class Drawer:
         """All of them, or what went wrong first. Cancelled, it frees their places at once."""
         async with self.admitted(wanted) as tickets:
             return await asyncio.gather(*(self.finished(wanted, ticket) for ticket in tickets))
+
+    def begin(self, wanted: Wanted) -> Begun:
+        """`draw` for several who wait. Raises InvalidRequest, Refused."""
+        tickets = self.engine.submit(wanted.requests)
+
+        async def answer() -> bytes:
+            try:
+                drawn = await asyncio.gather(*(self.finished(wanted, one) for one in tickets))
+            finally:
+                self.engine.cancel(tickets)
+            return self.answer(wanted, drawn)
+
+        return Begun(answer(), give_up=lambda: self.engine.cancel(tickets))
+
+    def answer(self, wanted: Wanted, drawn: Sequence[DrawnImage]) -> bytes:
+        """The wire form."""
+        answer = ImagesAnswer(
+            created=int(time.time()),
+            data=list(drawn),
+            output_format=wanted.form,
+            size=wanted.size,
+            usage=self.usage(wanted),
+        )
+        return answer.model_dump_json().encode()
 
     @asynccontextmanager
     async def admitted(

@@ -65,6 +65,7 @@ class Metrics(Collector):
         self._image_s = Distribution(IMAGE_SECONDS)
         self._outcomes = Counter[str](dict.fromkeys(OUTCOMES, 0))
         self._refusals: Counter[str] = Counter()
+        self._replayed = 0
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -82,6 +83,10 @@ class Metrics(Collector):
     def refused(self, reason: str) -> None:
         with self._lock:
             self._refusals[reason] += 1
+
+    def replayed(self) -> None:
+        with self._lock:
+            self._replayed += 1
 
     def exposition(self) -> str:
         return generate_latest(self._registry).decode()
@@ -112,6 +117,9 @@ class Metrics(Collector):
         )
         yield _counted("joing_images_ended", "Images, by outcome.", "outcome", self._outcomes)
         yield _counted("joing_images_refused", "Requests, by reason.", "reason", self._refusals)
+        yield CounterMetricFamily(
+            "joing_images_replayed", "Answers given again to their key.", value=self._replayed
+        )
 
 
 def _counted(name: str, about: str, label: str, counts: Mapping[str, int]) -> Metric:

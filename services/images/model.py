@@ -8,6 +8,7 @@ from pathlib import Path
 from models.catalog import Catalog, ImageReference, ImageRow, LoraRow, load_catalog
 from models.errors import WeightsMissing
 from models.flux.config import Dtype, ModelSpec
+from models.sketch.scene import phrases
 from models.weights import locate_image
 from services.images.settings import ImagesSettings
 
@@ -29,6 +30,9 @@ class ChosenModel:
     height: int
     loras: tuple[LoraRow, ...]
     """What the catalog has for it."""
+    trigger: str = ""
+    vocabulary: dict[str, list[str]] | None = None
+    """Phrases that it understands, by the slot of a prompt; None: any English."""
 
 
 def choose_model(settings: ImagesSettings, catalog: Catalog | None = None) -> ChosenModel:
@@ -49,6 +53,8 @@ def choose_model(settings: ImagesSettings, catalog: Catalog | None = None) -> Ch
         width=settings.width or (row.width if row else USUAL_WIDTH),
         height=settings.height or (row.height if row else USUAL_HEIGHT),
         loras=catalog.loras_of(row.name) if row else (),
+        trigger=row.trigger if row else "",
+        vocabulary=phrases() if row and row.vocabulary == "sketch" else None,
     )
 
 

@@ -200,8 +200,25 @@ class Lora(_Wire):
     source: Literal["catalog", "upload"]
 
 
+class Base(_Wire):
+    """The model that is served, and what there is to know before asking it for a picture."""
+
+    name: str
+    trigger: str = Field(description="Words that prompts without a LoRA begin with; may be empty.")
+    width: int = Field(description="Pixels of a picture whose request names no size.")
+    height: int
+    size_multiple: int = Field(description="Width and height are multiples of it, pixels.")
+    min_side_px: int
+    max_pixels: int = Field(description="Width times height.")
+    vocabulary: dict[str, list[str]] | None = Field(
+        description="Phrases that it understands, for `who`, `doing`, `place` and `thing`; null: "
+        "any English."
+    )
+
+
 class Loras(_Wire):
     data: list[Lora] = Field(description="By name.")
+    base: Base
 
 
 class AboutLora(BaseModel):

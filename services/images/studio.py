@@ -25,6 +25,7 @@ from models.errors import ModelsError
 from models.flux.engine import Engine, open_engine
 from models.flux.errors import FluxError
 from services.images.drawing import Drawer
+from services.images.memory import AnswerMemory
 from services.images.metrics import Metrics
 from services.images.model import choose_model
 from services.images.settings import ImagesSettings
@@ -53,6 +54,7 @@ class Opening:
         """`catalog` is read from its file when none is given."""
         self.metrics = Metrics()
         self.studio: Studio | None = None
+        self.memory = AnswerMemory(settings.remembered_bytes, settings.remembered_s)
         self._settings = settings
         self._catalog = catalog
 
