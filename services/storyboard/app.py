@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ import httpx
 import structlog
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.shared.draining import drained_on_sigterm
 from services.shared.errors import (
@@ -42,7 +43,7 @@ from services.storyboard.desk import Desk
 from services.storyboard.errors import ArtifactMissing, KeyReused, PaintingError, TooManyJobs
 from services.storyboard.following import Following
 from services.storyboard.metrics import Metrics
-from services.storyboard.ports import ImageModel, Painter, StoredEvent
+from services.storyboard.ports import Artifacts, ImageModel, JobStore, Painter, StoredEvent
 from services.storyboard.prompts.library import PromptLibrary
 from services.storyboard.running import Runner
 from services.storyboard.schemas import MAX_SCENES, Storyboard, StoryboardRequest
@@ -64,11 +65,20 @@ SceneNumber = Annotated[int, Path(ge=1, le=MAX_SCENES, description="Scene, from 
 log = structlog.get_logger()
 
 
-def create_app(settings: StoryboardSettings) -> FastAPI:
+@dataclass(frozen=True)
+class Parts:
+    """How the adapters are made. Tests put themselves between."""
+
+    store: Callable[[AsyncEngine], JobStore] = SQLJobStore
+    artifacts: Callable[[str], Artifacts] = FsspecArtifacts
+    painter: Callable[[httpx.AsyncClient], Painter] = HttpPainter
+
+
+def create_app(settings: StoryboardSettings, parts: Parts | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logs("storyboard", settings)
-        async with wired(settings, app.state.metrics) as wiring:
+        async with wired(settings, app.state.metrics, parts or Parts()) as wiring:
             app.state.wiring = wiring
             tasks = [asyncio.create_task(work) for work in wiring.background()]
             try:
@@ -145,7 +155,9 @@ class Wiring:
 
 
 @asynccontextmanager
-async def wired(settings: StoryboardSettings, metrics: Metrics) -> AsyncIterator[Wiring]:
+async def wired(
+    settings: StoryboardSettings, metrics: Metrics, parts: Parts
+) -> AsyncIterator[Wiring]:
     """Everything that the routes use, open; closed in reverse order."""
     PromptLibrary(settings.prompt_version)
     async with AsyncExitStack() as stack:
@@ -175,7 +187,7 @@ async def wired(settings: StoryboardSettings, metrics: Metrics) -> AsyncIterator
         storage = await stack.enter_async_context(
             open_storage(settings.database_url, settings.sqlite_path(), metadata, pool_size=8)
         )
-        store = SQLJobStore(storage.engine)
+        store = parts.store(storage.engine)
         following = Following(
             store,
             poll_s=settings.poll_s,
@@ -190,8 +202,8 @@ async def wired(settings: StoryboardSettings, metrics: Metrics) -> AsyncIterator
                 llm, key=llm_key, model=settings.llm_model, timeout_s=settings.call_timeout_s
             ),
             screen=HttpScreen(evaluation),
-            painter=HttpPainter(images),
-            artifacts=FsspecArtifacts(settings.artifacts()),
+            painter=parts.painter(images),
+            artifacts=parts.artifacts(settings.artifacts()),
             following=following,
         )
         worker = Worker(store, settings, runner.run)

@@ -42,9 +42,12 @@ class Patience:
             reraise=True,
         )
         try:
-            return await trying(call)
+            async for attempt in trying:
+                with attempt:
+                    return await call()
         except PASSING as error:
             raise TimeoutError(f"waited until the deadline: {error}") from error
+        raise AssertionError("it gives up with the last error")
 
 
 def _as_told(state: RetryCallState) -> float:

@@ -15,6 +15,7 @@ from services.shared.language_model import (
     ModelTimedOut,
     accepted,
 )
+from services.shared.text import normalise
 from services.storyboard import policy, prompting
 from services.storyboard.answers import (
     BeatAnswer,
@@ -117,9 +118,9 @@ def filled_in(work: Work, plan: Plan, n: int, written: SceneAnswer) -> Scene:
         n=n,
         shot=written.shot,
         angle=written.angle,
-        action=written.action,
-        dialogue=written.dialogue,
-        place=where.name,
+        action=normalise(written.action),
+        dialogue=normalise(written.dialogue),
+        place=normalise(where.name),
         time=written.time,
         duration_s=plan["durations_s"][n - 1],
         image_prompt=prompt,

@@ -12,7 +12,10 @@ from services.evaluation.app import create_app
 from services.evaluation.settings import EvaluationSettings
 from services.gateway.app import create_app as create_gateway
 from services.gateway.settings import GatewaySettings
+from tests.databases import database, postgres
 from tests.fakes.scripted_llm import ScriptedLLM, served, served_app
+
+__all__ = ["database", "postgres"]
 
 CALL_TIMEOUT_S = 1.0
 DEADLINE_S = 8.0

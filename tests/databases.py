@@ -1,4 +1,4 @@
-"""Both databases that an evaluation can be kept in."""
+"""Both databases that the services' state can be kept in, empty for each test."""
 
 from __future__ import annotations
 
