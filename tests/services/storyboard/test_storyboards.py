@@ -118,6 +118,7 @@ def test_a_scene_that_stays_over_the_limit_is_dropped_with_a_note(
     assert "violence 4" in done["notes"][0]["message"]
     assert sum(one["duration_s"] for one in done["scenes"]) == 60.0
     assert "피가 튀는" not in str(done)
+    until(lambda: peers.images.live() == 0)
     assert peers.images.drawn() - before == 5, "what was not allowed is never drawn"
 
 
@@ -505,7 +506,8 @@ def test_more_followers_than_allowed_are_told_to_come_back(
     with serve(max_followers=1) as service:
         url = f"{STORYBOARDS}/{service.ask(request_body).json()['id']}"
         with httpx.stream("GET", f"{service.base_url}{url}/events", timeout=10) as first:
-            next(first.iter_lines())
+            lines = first.iter_lines()
+            next(lines)
             answer = service.client.get(f"{url}/events")
             assert (answer.status_code, answer.json()["code"]) == (503, "too_many_followers")
         until(lambda: service.app.state.wiring.desk.following.is_full is False)
