@@ -179,12 +179,16 @@ class Engine:
             return self._tickets(admitted)
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
-        """Ends those that are still live; their rows are free from the next boundary on."""
+        """Ends those that are still live; their rows are free from the next boundary on. A picture
+        that was given out is finished, even before its boundary has been settled.
+        """
         with self._lock:
             gone = [
                 self._watched[ticket.id]
                 for ticket in tickets
-                if ticket.id in self._watched and self._scheduler.cancel(ticket.id)
+                if ticket.id in self._watched
+                and not _is_given_out(ticket)
+                and self._scheduler.cancel(ticket.id)
             ]
         for watched in gone:
             self._end(watched)
@@ -494,6 +498,10 @@ class Engine:
                 "somebody waits for a job that is over, or nobody does"
             )
         self.runner.bank.check_integrity()
+
+
+def _is_given_out(ticket: Ticket) -> bool:
+    return ticket.image.done() and not ticket.image.cancelled()
 
 
 def open_engine(
