@@ -57,7 +57,8 @@ from services.shared.web import (
 DESCRIPTION = "Draws images: one batch of a Flux model, with a LoRA for each request."
 UPLOAD, JSON = "application/octet-stream", "application/json"
 FACTS_CHARACTERS = 200
-IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+IDEMPOTENCY_KEY = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+REPLAYED = "Idempotent-Replayed"
 OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAIErrorBody, "description": "The request is at fault"},
     "5XX": {"model": OpenAIErrorBody, "description": "The service is at fault"},
@@ -73,6 +74,12 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "model": ImagesAnswer,
         "description": "The pictures. With `stream` events `image_generation.partial_image` and "
         "`image_generation.completed`; `X-Eta-S` says how many seconds were foreseen.",
+        "headers": {
+            REPLAYED: {
+                "description": "`true`: drawn before, for this Idempotency-Key.",
+                "schema": {"type": "string", "enum": ["true"]},
+            }
+        },
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
@@ -85,6 +92,17 @@ PUT_BODY = {
         },
     }
 }
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        json_schema_extra={"pattern": IDEMPOTENCY_KEY.pattern},
+        description="1-128 letters, digits and `._:-`; not in a stream. Asked again with the same "
+        "key and body while it is drawn, or for some time after, the same answer comes and nothing "
+        "is drawn; the same key with another body is a 409. Errors are not remembered, nor what "
+        "everybody hung up on before it was finished.",
+    ),
+]
 LoraName = Annotated[str, Path(pattern=LORA_NAME, description="Lower case, digits, `.`, `_`, `-`.")]
 log = structlog.get_logger()
 
@@ -156,9 +174,7 @@ def _add_images(app: FastAPI) -> None:
         body: ImageGeneration,
         request: Request,
         studio: TheStudio,
-        idempotency_key: Annotated[
-            str | None, Header(description="1-128 of A-Z a-z 0-9 . _ : -; drawn once a key.")
-        ] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         """Draw 1 to 8 images of a prompt, or one as a stream of events."""
         with as_problems(request):
@@ -197,7 +213,7 @@ async def _drawn_once(
     if not is_replayed:
         return Response(answer, media_type=JSON)
     opening.metrics.replayed()
-    return Response(answer, media_type=JSON, headers={"Idempotent-Replayed": "true"})
+    return Response(answer, media_type=JSON, headers={REPLAYED: "true"})
 
 
 def _add_loras(app: FastAPI) -> None:

@@ -116,10 +116,10 @@ class Drawer:
             try:
                 drawn = await asyncio.gather(*(self.finished(wanted, one) for one in tickets))
             finally:
-                self.engine.cancel(tickets)
+                self._give_up(tickets)
             return self.answer(wanted, drawn)
 
-        return Begun(answer(), give_up=lambda: self.engine.cancel(tickets))
+        return Begun(answer(), give_up=lambda: self._give_up(tickets))
 
     def answer(self, wanted: Wanted, drawn: Sequence[DrawnImage]) -> bytes:
         """The wire form."""
@@ -141,7 +141,18 @@ class Drawer:
         try:
             yield tickets
         finally:
-            self.engine.cancel(tickets)
+            self._give_up(tickets)
+
+    def _give_up(self, tickets: Sequence[Ticket]) -> bool:
+        """Frees the places of what is not finished. False when all of it is.
+
+        The engine may be delivering a picture at this moment, in its own thread. The future says
+        which came first: one that can be cancelled gets no picture any more, and whoever waits for
+        it a CancelledError.
+        """
+        unfinished = [ticket for ticket in tickets if ticket.image.cancel()]
+        self.engine.cancel(unfinished)
+        return bool(unfinished)
 
     def finished(self, wanted: Wanted, ticket: Ticket) -> Awaitable[DrawnImage]:
         """The picture of a ticket that was just admitted. Raises JobFailed, Cancelled."""

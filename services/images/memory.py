@@ -1,33 +1,39 @@
 """Answers by Idempotency-Key: who asks a second time gets the same answer, and it is drawn once.
 
+    unknown ──begin──> being drawn ──finished──> kept ──too old, or too many──> unknown
+                            └──failed, or the last one who waited has gone──> unknown
+
 For callers that may be killed between asking for a picture and keeping it. Lives in this process
-and for a while; errors are not kept.
+and for a while; belongs to one event loop. Knows nothing of HTTP or pictures.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 
 from cachetools import TTLCache
 
-from models.flux.errors import Cancelled, FluxError
+from models.flux.errors import FluxError
 
 
 class KeyReused(Exception):
     """The key stands for another request."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Begun:
-    """A drawing that was admitted. `answer` gives the wire form of its pictures, whoever waits;
-    `give_up` cancels what is not finished in the engine yet.
-    """
+    """A drawing that was admitted."""
 
     answer: Coroutine[None, None, bytes]
-    give_up: Callable[[], None]
+    """The wire form of its pictures. Raises what the engine raises; CancelledError after
+    `give_up`.
+    """
+    give_up: Callable[[], bool]
+    """Frees its places. False when the engine had finished it: then `answer` is still to come."""
 
 
 @dataclass
@@ -36,16 +42,38 @@ class _Drawing:
     begun: Begun
     task: asyncio.Task[bytes]
     waiters: int = 0
-    is_given_up: bool = False
+
+
+@dataclass(frozen=True)
+class _Kept:
+    request: str
+    answer: bytes
+
+
+class _OldestFirst(TTLCache[str, _Kept, float]):
+    """Makes room by age; TTLCache alone forgets what was asked for least recently."""
+
+    def popitem(self) -> tuple[str, _Kept]:
+        with self.timer:
+            for key in self:
+                return key, self.pop(key)
+        raise KeyError("nothing is kept")
 
 
 class AnswerMemory:
-    """`max_bytes` of answers, each for `ttl_s` seconds; the oldest go first."""
+    """Keeps `max_answers` of `max_bytes` together, each for `ttl_s` from its finish; the oldest go
+    first. Errors are not kept, nor is an answer that alone is over `max_bytes`.
+    """
 
-    def __init__(self, max_bytes: int, ttl_s: float) -> None:
-        self._kept: TTLCache[str, tuple[str, bytes]] = TTLCache(
-            max_bytes, ttl_s, getsizeof=lambda kept: len(kept[1])
-        )
+    def __init__(
+        self,
+        max_answers: int,
+        max_bytes: int,
+        ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_answers = max_answers
+        self._kept = _OldestFirst(max_bytes, ttl_s, clock, lambda kept: len(kept.answer))
         self._drawing: dict[str, _Drawing] = {}
 
     async def answer(
@@ -53,22 +81,16 @@ class AnswerMemory:
     ) -> tuple[bytes, bool]:
         """The answer, and True when it was remembered. `request` tells requests apart.
 
-        Cancelled, it gives the drawing up when nobody else waits for it; what the engine has
-        finished by then is kept all the same. Raises KeyReused, and what `begin` and the engine
-        raise.
+        The drawing is everybody's who waits. When the last of them is cancelled it is given up and
+        the key forgotten; unless the engine has finished it, then the answer is kept all the same.
+        Raises KeyReused, and what `begin` and `Begun.answer` raise.
         """
-        while True:
-            if (kept := self._kept.get(key)) is not None:
-                _require_same(kept[0], request)
-                return kept[1], True
-            drawing = self._drawing.get(key) or self._begun(key, request, begin())
-            _require_same(drawing.request, request)
-            try:
-                return await self._waited_for(drawing), False
-            except Cancelled:
-                if not drawing.is_given_up:
-                    raise
-                # The last one to wait had gone, and we came before its end: draw anew.
+        if (kept := self._kept.get(key)) is not None:
+            _require_same(kept.request, request)
+            return kept.answer, True
+        drawing = self._drawing.get(key) or self._begun(key, request, begin())
+        _require_same(drawing.request, request)
+        return await self._waited_for(key, drawing), False
 
     def _begun(self, key: str, request: str, begun: Begun) -> _Drawing:
         drawing = _Drawing(request, begun, asyncio.ensure_future(begun.answer))
@@ -76,22 +98,32 @@ class AnswerMemory:
         drawing.task.add_done_callback(lambda _: self._ended(key, drawing))
         return drawing
 
-    async def _waited_for(self, drawing: _Drawing) -> bytes:
+    async def _waited_for(self, key: str, drawing: _Drawing) -> bytes:
         drawing.waiters += 1
         try:
             return await asyncio.shield(drawing.task)
         finally:
             drawing.waiters -= 1
-            if drawing.waiters == 0 and not drawing.task.done():
-                drawing.is_given_up = True
-                drawing.begun.give_up()
+            is_left = drawing.waiters == 0 and not drawing.task.done()
+            if is_left and drawing.begun.give_up():
+                self._forget(key, drawing)
 
     def _ended(self, key: str, drawing: _Drawing) -> None:
-        del self._drawing[key]
+        self._forget(key, drawing)
         with suppress(asyncio.CancelledError, FluxError):
-            answer = drawing.task.result()
-            with suppress(ValueError):  # larger than all of the memory
-                self._kept[key] = (drawing.request, answer)
+            self._keep(key, _Kept(drawing.request, drawing.task.result()))
+
+    def _forget(self, key: str, drawing: _Drawing) -> None:
+        """The key may stand for a later drawing by now."""
+        if self._drawing.get(key) is drawing:
+            del self._drawing[key]
+
+    def _keep(self, key: str, kept: _Kept) -> None:
+        with suppress(ValueError):  # it is larger than all of the memory
+            self._kept[key] = kept
+        with self._kept.timer:
+            while len(self._kept) > self._max_answers:
+                self._kept.popitem()
 
 
 def _require_same(known: str, request: str) -> None:

@@ -105,11 +105,14 @@ class ImagesSettings(ServiceSettings):
     max_uploads: int = Field(
         256, ge=1, le=65_536, description="Uploaded LoRAs that are kept; one more is a 409."
     )
-    remembered_bytes: int = Field(
-        256 * 2**20, ge=0, le=64 * 2**30,
-        description="Bytes of answers that are kept for those who ask again with the same "
-        "Idempotency-Key.",
+    remembered_answers: int = Field(
+        256, ge=0, le=65_536,
+        description="Answers that are kept for those who ask again with the same Idempotency-Key; "
+        "the oldest go first.",
     )  # fmt: skip
+    remembered_bytes: int = Field(
+        256 * 2**20, ge=0, le=64 * 2**30, description="Bytes of all such answers together."
+    )
     remembered_s: float = Field(
         900.0, gt=0, le=86_400, description="Seconds that such an answer is kept."
     )

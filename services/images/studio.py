@@ -54,7 +54,9 @@ class Opening:
         """`catalog` is read from its file when none is given."""
         self.metrics = Metrics()
         self.studio: Studio | None = None
-        self.memory = AnswerMemory(settings.remembered_bytes, settings.remembered_s)
+        self.memory = AnswerMemory(
+            settings.remembered_answers, settings.remembered_bytes, settings.remembered_s
+        )
         self._settings = settings
         self._catalog = catalog
 
