@@ -1,0 +1,1 @@
+"""Vendors behind the ports: YouTube, its image hosts, text recognition, SQL."""
