@@ -168,7 +168,7 @@ def _whole(body: dict[str, Any], text: str, finish: str) -> dict[str, Any]:
     }
 
 
-async def _models(_: Request) -> Response:
+async def models(_: Request) -> Response:
     return JSONResponse({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
 
 
@@ -177,7 +177,7 @@ def served(llm: ScriptedLLM):  # type: ignore[no-untyped-def]
     """`llm` behind a real socket on loopback."""
     app = Starlette(
         routes=[
-            Route("/v1/models", _models),
+            Route("/v1/models", models),
             Route("/v1/chat/completions", llm.complete, methods=["POST"]),
         ]
     )
