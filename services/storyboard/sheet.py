@@ -274,7 +274,7 @@ def _dropped(storyboard: Storyboard) -> set[int]:
 
 
 def _moment(storyboard: Storyboard) -> datetime:
-    made = storyboard.created_at
+    made = storyboard.created_at.replace(microsecond=0)
     return made if made.tzinfo else made.replace(tzinfo=UTC)
 
 

@@ -384,6 +384,7 @@ def test_the_same_input_gives_the_same_bytes_in_another_process_and_in_threads()
 
 
 def test_a_time_without_a_zone_is_utc() -> None:
+    assert compose(a_storyboard(3, created_at=NOON.replace(microsecond=7)), {}, "pdf")
     plain = a_storyboard(3, created_at=NOON.replace(tzinfo=None))
     assert compose(plain, {}, "pdf") == compose(a_storyboard(3), {}, "pdf")
 
