@@ -14,6 +14,8 @@ import pytest
 from models.flux.errors import JobFailed
 from services.images.memory import AnswerMemory, Begun, KeyReused
 
+WITHIN_S = 5.0
+
 
 @dataclass
 class Drawings:
@@ -23,7 +25,8 @@ class Drawings:
     begun: dict[str, list[Future[bytes]]] = field(default_factory=dict)
 
     async def answer(self, key: str, request: str = "rain") -> tuple[bytes, bool]:
-        return await self.memory.answer(key, request, lambda: self._begin(key))
+        async with asyncio.timeout(WITHIN_S):
+            return await self.memory.answer(key, request, lambda: self._begin(key))
 
     def _begin(self, key: str) -> Begun:
         future: Future[bytes] = Future()
