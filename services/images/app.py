@@ -69,6 +69,17 @@ OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
     },
     504: {"model": OpenAIErrorBody, "description": "It was taken in, and the deadline came first"},
 }
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {
+            "type": "string",
+            "enum": ["image_generation.partial_image", "image_generation.completed", "error"],
+        },
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": ImagesAnswer,
@@ -80,7 +91,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
                 "schema": {"type": "string", "enum": ["true"]},
             }
         },
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"itemSchema": EVENT}},
     }
 }
 PUT_BODY = {
