@@ -43,7 +43,7 @@ HOSTS = frozenset(
 URL = re.compile(
     r"https://(?P<host>[a-z0-9.-]{1,253})(?::443)?"
     r"(?P<target>/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*(?:\?[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 MAX_URL_CHARS = 2_048
