@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from sqlalchemy import (
     Boolean,
@@ -21,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.shared.storage import as_unavailable, for_writing
 
-AT_ONCE = 4
+REFUSAL_HOLDS_S = 1.0
 
 metadata = MetaData()
 quota = Table(
@@ -34,15 +35,20 @@ quota = Table(
 
 
 class SQLQuotaLedger:
-    """A QuotaLedger on SQLite or PostgreSQL. `AT_ONCE` calls of this process are with the database
-    at a time: a thousand callers must not wait for its connections longer than the pool allows.
+    """A QuotaLedger on SQLite or PostgreSQL.
+
+    All of a day is one row, so callers of this process take turns here, which is cheaper than
+    waiting for each other's locks there, and leaves the pool to others. Who asks for as much as
+    was refused within the last second is refused without the database, unless this process
+    released some.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = for_writing(engine)
         is_postgresql = engine.dialect.name == "postgresql"
         self._insert = postgresql.insert if is_postgresql else sqlite.insert
-        self._turn = asyncio.Semaphore(AT_ONCE)
+        self._turn = asyncio.Lock()
+        self._refused: tuple[str, int, float] | None = None
 
     async def reserve(self, units: int, day: str, *, budget: int) -> bool:
         if units > budget:
@@ -54,9 +60,21 @@ class SQLQuotaLedger:
             set_={"used": used},
             where=(used <= budget) & (quota.c.is_closed == false()),
         ).returning(quota.c.used)
-        with as_unavailable("The YouTube quota cannot be reserved."):
-            async with self._turn, self._engine.begin() as connection:
-                return await connection.scalar(statement) is not None
+        async with self._turn:
+            if self._was_just_refused(units, day):
+                return False
+            with as_unavailable("The YouTube quota cannot be reserved."):
+                async with self._engine.begin() as connection:
+                    is_reserved = await connection.scalar(statement) is not None
+            if not is_reserved:
+                self._refused = (day, units, time.monotonic() + REFUSAL_HOLDS_S)
+            return is_reserved
+
+    def _was_just_refused(self, units: int, day: str) -> bool:
+        if self._refused is None:
+            return False
+        refused_day, refused_units, until = self._refused
+        return day == refused_day and units >= refused_units and time.monotonic() < until
 
     async def release(self, units: int, day: str) -> None:
         left = quota.c.used - units
@@ -66,6 +84,7 @@ class SQLQuotaLedger:
         with as_unavailable("The YouTube quota cannot be released."):
             async with self._turn, self._engine.begin() as connection:
                 await connection.execute(statement)
+        self._refused = None
 
     async def close(self, day: str) -> None:
         row = self._insert(quota).values(day=day, used=0, is_closed=True)

@@ -119,16 +119,19 @@ class YouTubeSource:
             try:
                 return await self._calls.ask(name, parameters, etag)
             except DaySpent:
-                pass
+                break
+            except UploadsMissing as missing:
+                if name == "playlist_items":
+                    raise
+                detail = f"YouTube answered {name} with {missing.code}"
+                raise SourceUnavailable(detail) from None
             except MayPass as failure:
                 log.warning("youtube_call_failed", call=name, attempt=attempt, why=str(failure))
                 wait_s = self._wait_s(attempt, failure)
                 if attempt == self._tries or wait_s is None:
                     raise failure.lasting from None
                 await asyncio.sleep(wait_s)
-                continue
-            raise await self._budget.close()
-        raise AssertionError("unreachable: the last try returns or raises")
+        raise await self._budget.close()
 
     def _wait_s(self, attempt: int, failure: MayPass) -> float | None:
         """Until the next try; None when YouTube asks for more patience than there is."""
