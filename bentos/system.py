@@ -13,6 +13,7 @@ from services.gateway.service import app, settings
 from services.images.service import Images
 from services.llm.service import LLM
 from services.shared.serving import service_options
+from services.storyboard.service import Storyboards
 
 
 @bentoml.service(**service_options("gateway", settings, port=3000))
@@ -23,3 +24,4 @@ class Joing:
     evaluation = bentoml.depends(Evaluation)
     llm = bentoml.depends(LLM)
     images = bentoml.depends(Images)
+    storyboard = bentoml.depends(Storyboards)

@@ -21,7 +21,7 @@ from services.shared.settings import ConfigurationError
 from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app
 
-DESCRIPTION = "One door to Joing: proposals, evaluations, images, and the models behind them."
+DESCRIPTION = "One door to Joing: proposals, storyboards, images, and the models behind them."
 ROUTES: dict[str, list[tuple[str, str]]] = {
     "evaluation": [
         ("POST", "/v1/proposals/evaluate"),
@@ -41,6 +41,14 @@ ROUTES: dict[str, list[tuple[str, str]]] = {
         ("GET", "/v1/loras"),
         ("PUT", "/v1/loras/{name}"),
         ("DELETE", "/v1/loras/{name}"),
+    ],
+    "storyboard": [
+        ("POST", "/v1/storyboards"),
+        ("GET", "/v1/storyboards/{storyboard_id}"),
+        ("GET", "/v1/storyboards/{storyboard_id}/events"),
+        ("GET", "/v1/storyboards/{storyboard_id}/frames/{n}"),
+        ("GET", "/v1/storyboards/{storyboard_id}/sheet"),
+        ("DELETE", "/v1/storyboards/{storyboard_id}"),
     ],
 }
 Clients = dict[str, httpx.AsyncClient]
@@ -83,8 +91,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
 
 def peers(settings: GatewaySettings) -> list[Peer]:
-    """Every service behind the gateway. Raises ConfigurationError when one has no address; images
-    may have none: then its paths answer 503.
+    """Every service behind the gateway. Raises ConfigurationError when evaluation or llm has no
+    address; of the others' paths those without an address answer 503.
     """
     own = next(iter(settings.keys()), None)
     llm_key = settings.llm_key.get_secret_value() or own
@@ -94,10 +102,12 @@ def peers(settings: GatewaySettings) -> list[Peer]:
         find_peer("evaluation", settings.evaluation_url, own),
         find_peer("llm", llm_url, llm_key),
     ]
-    try:
-        found.append(find_peer("images", settings.images_url, own))
-    except ConfigurationError as unknown:
-        log.warning("no images", reason=str(unknown))
+    optional = {"images": settings.images_url, "storyboard": settings.storyboard_url}
+    for name, url in optional.items():
+        try:
+            found.append(find_peer(name, url, own))
+        except ConfigurationError as unknown:
+            log.warning(f"no {name}", reason=str(unknown))
     return found
 
 

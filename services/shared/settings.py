@@ -19,7 +19,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 PREFIX = "JOING_"
 # Addresses of services; every service may be told where the others are.
 ADDRESSES = frozenset(
-    {"JOING_EVALUATION_URL", "JOING_IMAGES_URL", "JOING_LLM_URL", "JOING_LLM_KEY"}
+    {
+        "JOING_EVALUATION_URL",
+        "JOING_IMAGES_URL",
+        "JOING_LLM_URL",
+        "JOING_LLM_KEY",
+        "JOING_STORYBOARD_URL",
+    }
 )
 
 

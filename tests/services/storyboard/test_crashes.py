@@ -188,7 +188,7 @@ def test_killed_at_200_points_no_storyboard_is_lost_and_no_frame_is_drawn_twice(
 @pytest.mark.parametrize(
     ("victim", "address", "settings"),
     [
-        ("images", "images_url", {"steps": 20, "threads": 1, "log_level": "error"}),
+        ("images", "images_url", {"steps": 20, "threads": 1, "max_rows": 1, "log_level": "error"}),
         ("writer", "llm_url", {"delay_s": 0.1}),
     ],
 )
