@@ -79,6 +79,15 @@ def panel(n: int, aspect: Aspect = "16:9", px: tuple[int, int] | None = None) ->
     return file.getvalue()
 
 
+def a_gif() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (192, 112)).save(file, "GIF")
+    return file.getvalue()
+
+
+A_GIF = a_gif()
+
+
 def a_scene(n: int, told: tuple[Any, ...]) -> Scene:
     shot, angle, time, place, duration_s, action, dialogue = told
     return Scene(
@@ -332,8 +341,8 @@ def test_what_is_transparent_is_white() -> None:
 @pytest.mark.parametrize("form", ["pdf", "png"])
 @pytest.mark.parametrize(
     "broken",
-    [b"", b"no picture", panel(1)[:200], panel(1)[:-300], b"%!PS-Adobe-3.0 EPSF-3.0\n"],
-    ids=["empty", "text", "head", "cut", "postscript"],
+    [b"", b"no picture", panel(1)[:200], panel(1)[:-300], A_GIF],
+    ids=["empty", "text", "head", "cut", "not PNG"],
 )
 def test_a_file_that_is_no_picture_is_named(broken: bytes, form: Any) -> None:
     storyboard = a_storyboard()
@@ -412,3 +421,21 @@ def test_characters_that_no_font_has_cost_at_most_the_conformance(
     assert (b"pdfuaid" in catalog["/Metadata"].get_object().get_data()) is is_ua
     assert catalog["/MarkInfo"]["/Marked"]
     assert shown in " ".join(read(pdf))
+
+
+def test_a_backslash_is_no_won_sign() -> None:
+    """NanumGothic draws one, so another font has to stand in."""
+    fonts = []
+    for text in ("한글", "한글\\"):
+        pdf = compose(retold(a_storyboard(3), [text] * 3), {}, "pdf")
+        page = pypdf.PdfReader(io.BytesIO(pdf)).pages[0]
+        fonts.append(
+            {str(one.get_object()["/BaseFont"]) for one in page["/Resources"]["/Font"].values()}
+        )
+    assert not any("Nanum" in name for name in fonts[1] - fonts[0])
+    assert len(fonts[1]) > len(fonts[0])
+
+
+def test_marks_do_not_pile_up_over_the_lines_above() -> None:
+    piled, few = (retold(a_storyboard(3), ["q" + "\u0301" * marks] * 3) for marks in (60, 4))
+    assert compose(piled, {}, "pdf") == compose(few, {}, "pdf")
