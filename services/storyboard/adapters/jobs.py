@@ -1,13 +1,15 @@
 """Storyboards, their events and who works on them, in SQL.
 
-Leases are told by the database's own clock: workers' clocks may differ.
+Leases are told by the database's own clock: workers' clocks may differ. A task that is cancelled
+in the middle of a transaction leaves no lock; with PostgreSQL, a worker that freezes or is cut off
+there keeps the others waiting for SILENT_TRANSACTION_S.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,9 +26,11 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     delete,
+    event,
     func,
     insert,
     select,
+    text,
     true,
     update,
 )
@@ -41,7 +45,10 @@ from services.storyboard.ports import Change, Lease, Load, NewEvent, NewJob, Sto
 from services.storyboard.schemas import FINISHED, Storyboard, StoryboardRequest
 
 ANSWER_TIMEOUT_S = 30.0
+# A transaction of ours that has said nothing for so long is undone, and its locks are free.
+SILENT_TRANSACTION_S = 5.0
 UNFINISHED = ("queued", "writing", "drawing")
+NOBODYS: dict[str, Any] = {"leased_by": None, "leased_until_s": 0.0}
 # Any number, the same in every replica: who holds it claims a job.
 CLAIMING = 6_409_117_330_122
 
@@ -109,6 +116,12 @@ class SQLJobStore:
         self._engine = engine
         self._writer = for_writing(engine)
         self._is_postgresql = engine.dialect.name == "postgresql"
+        if self._is_postgresql:
+            self._turn: AbstractAsyncContextManager[None] = nullcontext()
+        else:
+            # SQLite's own waiting is by chance: under load somebody waits until it gives up.
+            self._turn = asyncio.Lock()
+            event.listen(engine.sync_engine, "invalidate", _undo)
 
     async def create(self, job: NewJob, *, max_unfinished: int) -> tuple[Storyboard, bool]:
         async with self._writing("The storyboard could not be stored.") as connection:
@@ -152,7 +165,7 @@ class SQLJobStore:
                 update={"state": "cancelled", "updated_at": _time(row.now_s)}
             )
             change = Change(cancelled, (telling.result(cancelled),))
-            await _write(connection, row, change, token=row.token + 1)
+            await _write(connection, row, change, token=row.token + 1, attempts=row.attempts)
         return cancelled
 
     async def delete(self, owner: str | None, job_id: str) -> bool:
@@ -203,16 +216,12 @@ class SQLJobStore:
 
     async def release(self, lease: Lease) -> None:
         async with self._writing("The lease could not be given back.") as connection:
-            await connection.execute(
-                update(storyboards).where(_held(lease)).values(leased_until_s=0.0)
-            )
+            await connection.execute(update(storyboards).where(_held(lease)).values(NOBODYS))
 
     async def release_all(self) -> None:
         async with self._writing("The leases could not be given back.") as connection:
             await connection.execute(
-                update(storyboards)
-                .where(storyboards.c.state.in_(UNFINISHED))
-                .values(leased_until_s=0.0)
+                update(storyboards).where(storyboards.c.state.in_(UNFINISHED)).values(NOBODYS)
             )
 
     async def record(self, lease: Lease, change: Callable[[Storyboard], Change]) -> Storyboard:
@@ -220,18 +229,20 @@ class SQLJobStore:
             row = await _locked(connection, lease.job_id, storyboards.c.token == lease.token)
             if row is None or row.state in FINISHED:
                 raise LeaseLost(lease.job_id)
-            now = Storyboard.model_validate(row.document)
+            stored = Storyboard.model_validate(row.document)
+            now = stored.model_copy(update={"updated_at": _time(row.now_s)})
             changed = change(now)
-            if changed.storyboard == now and not changed.events:
-                return now
-            after = changed.storyboard.model_copy(update={"updated_at": _time(row.now_s)})
-            await _write(connection, row, Change(after, changed.events), token=row.token)
-        return after
+            if changed == Change(now):
+                return stored
+            attempts = row.attempts if changed.storyboard == now else 0
+            await _write(connection, row, changed, token=row.token, attempts=attempts)
+        return changed.storyboard
 
     async def expired(self, limit: int) -> Sequence[str]:
+        once = select(now_s()).scalar_subquery()  # the index serves only what does not move
         query = (
             select(storyboards.c.id)
-            .where(storyboards.c.state.in_(FINISHED), storyboards.c.expires_s < now_s())
+            .where(storyboards.c.state.in_(FINISHED), storyboards.c.expires_s < once)
             .order_by(storyboards.c.expires_s)
             .limit(limit)
         )
@@ -256,7 +267,13 @@ class SQLJobStore:
     @asynccontextmanager
     async def _writing(self, otherwise: str) -> AsyncIterator[AsyncConnection]:
         with as_unavailable(otherwise):
-            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._writer.begin() as connection:
+            async with (
+                asyncio.timeout(ANSWER_TIMEOUT_S),
+                self._turn,
+                self._writer.begin() as connection,
+            ):
+                if self._is_postgresql:
+                    await connection.execute(_AS_OURS)
                 yield connection
 
     @asynccontextmanager
@@ -269,6 +286,22 @@ class SQLJobStore:
         """Until the transaction ends. SQLite's writers are one at a time already."""
         if self._is_postgresql:
             await connection.execute(select(func.pg_advisory_xact_lock(what)))
+
+
+_AS_OURS = text(
+    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+    f"SET LOCAL idle_in_transaction_session_timeout = {SILENT_TRANSACTION_S * 1_000:.0f}"
+).execution_options(no_parameters=True)
+"""Whatever a PostgreSQL server's defaults are: what waited for a lock sees what was committed
+meanwhile, and a client that fell silent is not waited for until TCP gives it up, hours.
+"""
+
+
+def _undo(connection: Any, _record: object, _error: object) -> None:
+    """A cancelled SQLite connection is closed as it is, and its transaction holds the file for as
+    long as anybody refers to the rows that it was reading.
+    """
+    connection.rollback()
 
 
 def _row(job: NewJob) -> dict[str, Any]:
@@ -314,11 +347,15 @@ async def _locked(
 
 
 async def _write(
-    connection: AsyncConnection, row: Row[*tuple[Any, ...]], change: Change, *, token: int
+    connection: AsyncConnection,
+    row: Row[*tuple[Any, ...]],
+    change: Change,
+    *,
+    token: int,
+    attempts: int,
 ) -> None:
     after = change.storyboard
-    is_finished = after.state in FINISHED
-    ended = {"finished_s": now_s(), "leased_until_s": 0.0} if is_finished else {}
+    ended = {"finished_s": now_s(), **NOBODYS} if after.state in FINISHED else {}
     await connection.execute(
         update(storyboards)
         .where(storyboards.c.id == row.id)
@@ -326,7 +363,7 @@ async def _write(
             state=after.state,
             document=after.model_dump(mode="json"),
             token=token,
-            attempts=0,
+            attempts=attempts,
             last_seq=row.last_seq + len(change.events),
             **ended,
         )
@@ -344,22 +381,19 @@ def _event(job_id: str, seq: int, event: NewEvent) -> dict[str, Any]:
 
 def _next_job(max_running: int) -> Any:
     """The oldest that nobody holds, of an owner who has not enough running."""
-    other = storyboards.alias("other")
-    running = (
-        select(func.count())
-        .where(
-            other.c.owner == storyboards.c.owner,
-            other.c.state.in_(UNFINISHED),
-            other.c.leased_until_s > now_s(),
-        )
-        .scalar_subquery()
+    is_unfinished = storyboards.c.state.in_(UNFINISHED)
+    busy = (
+        select(storyboards.c.owner)
+        .where(is_unfinished, storyboards.c.leased_until_s > now_s())
+        .group_by(storyboards.c.owner)
+        .having(func.count() >= max_running)
     )
     return (
         select(storyboards)
         .where(
-            storyboards.c.state.in_(UNFINISHED),
+            is_unfinished,
             storyboards.c.leased_until_s <= now_s(),
-            running < max_running,
+            storyboards.c.owner.not_in(busy),
         )
         .order_by(storyboards.c.created_s, storyboards.c.id)
         .limit(1)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,16 +20,21 @@ import pytest
 
 from services.shared.proposals import Proposal
 from services.shared.storage import StorageUnavailable, open_storage
+from services.storyboard import telling
 from services.storyboard.adapters.jobs import SQLJobStore, metadata
 from services.storyboard.errors import KeyReused, LeaseLost, StillRunning, TooManyJobs
-from services.storyboard.ports import Change, NewEvent, NewJob
+from services.storyboard.ports import Change, NewEvent, NewJob, StoredEvent
 from services.storyboard.schemas import Storyboard, StoryboardRequest
 from tests.databases import Database
 from tests.postgres import Postgres
+from tests.services.storyboard.relay import Relay
 
 OWNER, OTHER = "a" * 16, "b" * 16
 LEASE_S = 30.0
 MANY = 1_000_000
+# A lock that is left behind is waited for longer: 10 s by SQLite, 30 s by the store.
+BOUND_S = 9.0
+TEXT = "한국어 ㅋㅋ 🎬👩‍👩‍👧 'quoted' \"twice\" \\ {brace} %s \x00 العربية \u2028"
 
 
 @asynccontextmanager
@@ -105,29 +110,41 @@ async def test_a_key_is_one_job_an_owner(database: Database) -> None:
         assert (await created(store, a_job(OTHER, key="k"))).id != first.id
 
 
-async def test_1000_interleavings_of_keys_and_bodies_make_one_job_a_key(
+async def test_1000_interleavings_make_one_job_a_key_and_never_more_than_the_quota(
     database: Database,
 ) -> None:
     chance = random.Random(4)
-    kept: dict[str, set[str]] = {}
-    bodies: dict[str, set[str]] = {}
+    quota = 20
+    kept: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    refused: set[tuple[str, str, str]] = set()
+    turned_away: Counter[str] = Counter()
 
-    async with opened(database) as store:
+    async with opened(database) as one, opened(database) as other:
 
-        async def ask(key: str, body: str) -> None:
+        async def ask(owner: str, key: str, body: str) -> None:
             await asyncio.sleep(chance.random() / 50)
+            store = chance.choice((one, other))
             try:
-                storyboard, _ = await store.create(a_job(key=key, body=body), max_unfinished=MANY)
+                storyboard, _ = await store.create(a_job(owner, key, body), max_unfinished=quota)
+                kept.setdefault((owner, key), set()).add((storyboard.id, body))
             except KeyReused:
-                return
-            kept.setdefault(key, set()).add(storyboard.id)
-            bodies.setdefault(key, set()).add(body)
+                refused.add((owner, key, body))
+            except TooManyJobs:
+                turned_away[owner] += 1
 
-        asked = [(f"k{chance.randrange(60)}", chance.choice("xxy")) for _ in range(1_000)]
+        asked = [
+            (chance.choice((OWNER, OTHER)), f"k{chance.randrange(30)}", chance.choice("xxy"))
+            for _ in range(1_000)
+        ]
         for start in range(0, len(asked), 50):
             await asyncio.gather(*(ask(*one) for one in asked[start : start + 50]))
-    assert len(kept) == 60
-    assert {len(ids) for ids in kept.values()} == {len(b) for b in bodies.values()} == {1}
+        assert (await one.load()).queued == 2 * quota
+    assert {len(what) for what in kept.values()} == {1}, "one job and one body a key"
+    assert Counter(owner for owner, _ in kept) == {OWNER: quota, OTHER: quota}
+    assert refused
+    assert set(turned_away) == {OWNER, OTHER}
+    for owner, key, body in refused:
+        assert body not in {kept_body for _, kept_body in kept[owner, key]}
 
 
 async def test_quotas_hold_against_those_who_ask_at_once(database: Database) -> None:
@@ -148,20 +165,53 @@ async def test_quotas_hold_against_those_who_ask_at_once(database: Database) -> 
         await store.create(a_job(), max_unfinished=5)
 
 
-async def test_jobs_are_claimed_oldest_first_and_each_once(database: Database) -> None:
+async def test_fifty_jobs_are_claimed_oldest_first_and_each_once(database: Database) -> None:
     async with opened(database) as one, opened(database) as other:
-        ids = [(await created(one)).id for _ in range(20)]
-        first = await claimed(one)
-        assert first.job_id == ids[0]
+        ids = []
+        for _ in range(50):
+            ids.append((await created(one)).id)
+            await asyncio.sleep(0.002)  # SQLite's clock counts milliseconds
+        taken: dict[str, list[str]] = {}
 
-        async def take(store: SQLJobStore, worker: str) -> list[str]:
-            taken = []
+        async def take(store: SQLJobStore, worker: str) -> None:
             while (lease := await claimed(store, worker=worker)) is not None:
-                taken.append(lease.job_id)
-            return taken
+                taken.setdefault(worker, []).append(lease.job_id)
 
-        both = await asyncio.gather(take(one, "w1"), take(other, "w2"))
-        assert sorted([*both[0], *both[1], ids[0]]) == sorted(ids)
+        workers = [(store, f"{i}-{n}") for i, store in enumerate((one, other)) for n in range(4)]
+        await asyncio.gather(*(take(*worker) for worker in workers))
+    assert sorted(job_id for mine in taken.values() for job_id in mine) == sorted(ids)
+    assert {worker[0] for worker in taken} == {"0", "1"}, "both stores took some"
+    for mine in taken.values():
+        assert mine == sorted(mine, key=ids.index)
+
+
+async def test_those_who_claim_at_once_stay_within_an_owners_limit(database: Database) -> None:
+    async with opened(database) as one, opened(database) as other:
+        for _ in range(10):
+            await created(one)
+        claims = (store.claim("w", LEASE_S, max_running=3) for store in (one, other) * 10)
+        leases = [lease for lease in await asyncio.gather(*claims) if lease is not None]
+    assert len({lease.job_id for lease in leases}) == len(leases) == 3
+
+
+async def test_a_workers_clock_decides_nothing(database: Database) -> None:
+    """Storyboards are dated by whoever was asked for them; their order and age are not."""
+    async with opened(database) as store:
+        hour = timedelta(hours=1)
+        now = datetime.now(UTC)
+        dates = [now + hour, now - hour]
+        ids = []
+        for date in dates:
+            job = a_job(created_at=date, updated_at=date, expires_at=date + timedelta(seconds=60))
+            ids.append((await created(store, job)).id)
+            await asyncio.sleep(0.005)
+        assert (await store.load()).oldest_queued_s < 600
+        for job_id in ids:
+            lease = await claimed(store)
+            assert lease.job_id == job_id
+            assert abs(lease.created_at - now) < timedelta(seconds=600)
+            await store.record(lease, to("done"))
+        assert await store.expired(10) == []
 
 
 async def test_an_owner_at_its_limit_lets_others_pass(database: Database) -> None:
@@ -235,16 +285,12 @@ async def test_changes_at_the_same_time_all_count_and_events_have_no_gaps(
     async with opened(database) as store:
         storyboard = await created(store)
         lease = await claimed(store)
-
-        def counted(now: Storyboard) -> Change:
-            more = now.model_copy(update={"seed": now.seed + 1})
-            return Change(more, (NewEvent("a", {"seed": more.seed}), NewEvent("b", {})))
-
         await asyncio.gather(*(store.record(lease, counted) for _ in range(20)))
-        assert (await store.get(OWNER, storyboard.id)).seed == 21
+        after = await store.get(OWNER, storyboard.id)
         events = await store.events(storyboard.id, 0)
-        assert [event.seq for event in events] == list(range(1, 41))
-        assert [event.data["seed"] for event in events[::2]] == list(range(2, 22))
+        assert after is not None
+        assert (after.seed, len(events)) == (21, 40)
+        assert_whole(after, events)
         assert list(await store.events(storyboard.id, 37)) == list(events[37:])
 
 
@@ -259,9 +305,58 @@ async def test_nothing_changed_is_nothing_written(database: Database) -> None:
         assert (await claimed_after(store, again)).attempts == 1
 
 
+async def test_telling_something_is_no_progress(database: Database) -> None:
+    async with opened(database) as store:
+        storyboard = await created(store)
+        lease = await claimed(store)
+        await store.record(lease, lambda now: Change(now, (NewEvent("a", {}),)))
+        assert len(await store.events(storyboard.id, 0)) == 1
+        assert (await claimed_after(store, lease)).attempts == 2
+
+
 async def claimed_after(store: SQLJobStore, lease: Any) -> Any:
     await store.release(lease)
     return await claimed(store)
+
+
+async def test_the_last_event_holds_the_storyboard_as_it_is_kept(database: Database) -> None:
+    async with opened(database) as store:
+        before = await created(store)
+        lease = await claimed(store)
+
+        def done(now: Storyboard) -> Change:
+            ended = now.model_copy(update={"state": "done"})
+            return Change(ended, (telling.result(ended),))
+
+        after = await store.record(lease, done)
+        assert after == await store.get(OWNER, before.id)
+        assert after.updated_at > before.updated_at - timedelta(seconds=1)
+        (last,) = await store.events(before.id, 0)
+        assert Storyboard.model_validate(last.data) == after
+
+
+async def test_any_text_comes_back_unchanged(database: Database) -> None:
+    async with opened(database) as store:
+        storyboard = await created(store, a_job(title=TEXT))
+        lease = await claimed(store)
+        assert lease.storyboard == storyboard
+        data = {TEXT: [TEXT, None, 1.5, {"\ud800": "\udfff"}]}
+        await store.record(lease, lambda now: Change(now, (NewEvent("a", data),)))
+        assert [event.data for event in await store.events(storyboard.id, 0)] == [data]
+
+
+async def test_a_process_that_starts_alone_takes_all_leases_back(database: Database) -> None:
+    async with opened(database) as store:
+        ids = {(await created(store)).id for _ in range(3)}
+        done = await claimed(store)
+        await store.record(done, to("done"))
+        late = await claimed(store)
+        await store.release_all()
+        now = [await claimed(store), await claimed(store)]
+        assert {lease.job_id for lease in now} == ids - {done.job_id}
+        assert await claimed(store) is None
+        with pytest.raises(LeaseLost):
+            await store.record(late, to("done"))
 
 
 async def test_finished_ones_are_deleted_and_running_ones_are_not(database: Database) -> None:
@@ -317,6 +412,166 @@ async def test_a_connection_that_breaks_during_a_change_leaves_all_or_nothing(
         assert (await store.get(OWNER, storyboard.id)).state == "queued"
         assert await store.events(storyboard.id, 0) == []
         await store.record(lease, to("done"))
+
+
+async def test_connections_that_break_at_any_moment_leave_all_or_nothing(
+    postgres: Postgres,
+) -> None:
+    chance = random.Random(4)
+    url = postgres.new_database()
+    outcomes: Counter[str] = Counter()
+    kill = (
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where pid <> pg_backend_pid() and datname = current_database()"
+    )
+    async with (
+        opened(Database(url, Path())) as store,
+        await psycopg.AsyncConnection.connect(url, autocommit=True) as other,
+    ):
+        storyboard = await created(store)
+        lease = await claimed(store)
+        for _ in range(60):
+            recording = asyncio.ensure_future(store.record(lease, counted))
+            await asyncio.sleep(chance.random() / 60)
+            await other.execute(kill)
+            try:
+                await recording
+                outcomes["stored"] += 1
+            except StorageUnavailable:
+                outcomes["unavailable"] += 1
+        await store.record(lease, counted)
+        assert_whole(await store.get(OWNER, storyboard.id), await store.events(storyboard.id, 0))
+    assert set(outcomes) == {"stored", "unavailable"}
+
+
+async def test_cancelled_changes_leave_all_or_nothing_and_no_lock(database: Database) -> None:
+    chance = random.Random(4)
+    async with opened(database) as store:
+        storyboard = await created(store)
+        lease = await claimed(store)
+        cancelled = []
+        for _ in range(60):
+            recording = [asyncio.ensure_future(store.record(lease, counted)) for _ in range(3)]
+            cancelled += recording  # whoever keeps a task keeps what it was doing
+            await asyncio.sleep(chance.random() / 80)
+            for task in recording:
+                task.cancel()
+            await asyncio.wait(recording)
+            async with asyncio.timeout(BOUND_S):
+                await store.record(lease, counted)
+        assert any(task.cancelled() for task in cancelled)
+        assert_whole(await store.get(OWNER, storyboard.id), await store.events(storyboard.id, 0))
+
+
+def counted(now: Storyboard) -> Change:
+    more = now.model_copy(update={"seed": now.seed + 1})
+    return Change(more, (NewEvent("a", {"seed": more.seed}), NewEvent("b", {})))
+
+
+def assert_whole(storyboard: Storyboard | None, events: Sequence[StoredEvent]) -> None:
+    """Every `counted` is in the storyboard and in the events, or in neither."""
+    assert storyboard is not None
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.data["seed"] for event in events[::2]] == list(range(2, storyboard.seed + 1))
+
+
+async def test_a_worker_that_freezes_in_a_change_does_not_hold_the_others_up(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.new_database()
+    with Relay(postgres.port) as relay:
+        frozen_url = url.replace(str(postgres.port), str(relay.port))
+        async with (
+            opened(Database(url, tmp_path)) as store,
+            opened(Database(frozen_url, tmp_path)) as frozen,
+        ):
+            storyboard = await created(store)
+            lease = await claimed(frozen)
+
+            def freeze(now: Storyboard) -> Change:
+                relay.cut()
+                return to("done")(now)
+
+            recording = asyncio.ensure_future(frozen.record(lease, freeze))
+            while not await is_locked(url):
+                await asyncio.sleep(0.01)
+            async with asyncio.timeout(BOUND_S):
+                cancelled = await store.cancel(OWNER, storyboard.id)
+            relay.mend()
+            with pytest.raises(StorageUnavailable):
+                await recording
+            assert await store.get(OWNER, storyboard.id) == cancelled
+            assert [e.name for e in await store.events(storyboard.id, 0)] == ["result"]
+
+
+async def is_locked(url: str) -> bool:
+    query = "select id from storyboards for update skip locked"
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        return await (await connection.execute(query)).fetchone() is None
+
+
+async def test_what_was_on_its_way_when_the_lease_ran_out_is_refused(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.new_database()
+    with Relay(postgres.port) as relay:
+        far_url = url.replace(str(postgres.port), str(relay.port))
+        async with (
+            opened(Database(url, tmp_path)) as store,
+            opened(Database(far_url, tmp_path)) as far,
+        ):
+            storyboard = await created(store)
+            late = await claimed(far, 0.5, "far")
+            relay.cut()
+            recording = asyncio.ensure_future(far.record(late, to("done")))
+            await asyncio.sleep(0.7)
+            now = await claimed(store, worker="near")
+            assert now.job_id == storyboard.id
+            relay.mend()
+            with pytest.raises(LeaseLost):
+                await recording
+            await store.record(now, to("writing"))
+            assert (await store.get(OWNER, storyboard.id)).state == "writing"
+
+
+async def test_changes_wait_for_each_other_whatever_the_servers_isolation(
+    postgres: Postgres,
+) -> None:
+    url = postgres.new_database()
+    name = url.rpartition("/")[2]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            f"alter database {name} set default_transaction_isolation = serializable"
+        )
+    async with opened(Database(url, Path())) as store:
+        storyboard = await created(store)
+        lease = await claimed(store)
+        await asyncio.gather(*(store.record(lease, counted) for _ in range(20)))
+        assert (await store.get(OWNER, storyboard.id)).seed == 21
+
+
+async def test_a_database_without_our_tables_is_unavailable(database: Database) -> None:
+    async with opened(database) as store:
+        storyboard = await created(store)
+        lease = await claimed(store)
+        async with store._engine.begin() as connection:
+            await connection.run_sync(metadata.drop_all)
+        for asked in (
+            store.create(a_job(), max_unfinished=1),
+            store.get(None, storyboard.id),
+            store.events(storyboard.id, 0),
+            store.cancel(OWNER, storyboard.id),
+            store.delete(None, storyboard.id),
+            claimed(store),
+            store.renew(lease, LEASE_S),
+            store.release(lease),
+            store.release_all(),
+            store.record(lease, to("done")),
+            store.expired(1),
+            store.load(),
+        ):
+            with pytest.raises(StorageUnavailable):
+                await asked
 
 
 HAMMER = """
