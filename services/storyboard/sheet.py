@@ -128,9 +128,10 @@ def compose(storyboard: Storyboard, frames: Mapping[int, bytes], form: Form) -> 
     """The sheet of `storyboard`. `frames` are PNG files by scene number; the place of a missing one
     is marked.
 
-    Keeps a core busy for a quarter of a second, or two with 24 large frames, most of it without Python's lock: call it in a thread,
-    and bound how many run at once. Raises SheetError, which names the scene whose file is no
-    picture. Texts longer than the limits above end in an ellipsis.
+    Keeps a core busy for a quarter of a second, or up to two with 24 large frames, the most of it
+    without Python's lock: call it in a thread, and bound how many run at once. Raises SheetError,
+    which names the scene whose file is no picture. Texts longer than the limits above end in an
+    ellipsis.
     """
     layout = layout_of(storyboard)
     shown = _shown_scenes(storyboard)
