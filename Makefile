@@ -18,7 +18,7 @@ $(READY): pyproject.toml requirements/cpu.txt requirements/install.sh
 	sh requirements/install.sh $(VENV)
 	@touch $@
 
-demo: $(READY)  ## Evaluate three sample proposals, draw four frames, then stop
+demo: $(READY)  ## Evaluate three sample proposals, draw a storyboard, then stop
 	$(BIN)/python -m models pull
 	$(BIN)/python -m examples.demo
 

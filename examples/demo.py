@@ -1,8 +1,9 @@
 """`make demo`: starts the whole system, evaluates the sample proposals at once, draws four frames
-of a storyboard in one batch, stops cleanly.
+in four styles in one batch, then a storyboard of the first proposal, and stops cleanly.
 
 Shows what each stage decides as it decides it, and the feedback or summary as it is written.
-`--svg FILE` saves the last screen as a picture; the frames are in `frames.png`.
+`--svg FILE` saves the last screen as a picture; the pictures are in `frames.png`,
+`storyboard.png` and `storyboard.pdf`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from rich.text import Text
 
 from bentos.running import StartError, running_system
 from examples.frames import MEDIUM, draw_frames, save
+from examples.storyboard import draw_storyboard, told
+from services.shared.settings import ServiceSettings
 
 HERE = Path(__file__).parent
 STAGES = ("volume", "content", "deliberation")
@@ -39,7 +42,7 @@ PICTURE = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOT
 COLUMN_PX = 12.2  # of rich's SVG
 PROMPT = f"{MEDIUM}, a woman walking in a park, wide shot, day"
 READ_TIMEOUT_S = 60.0  # a comment line comes every 15 s
-FAILURES = (httpx.HTTPError, KeyError, ValueError)
+FAILURES = (httpx.HTTPError, KeyError, ValueError, RuntimeError, TimeoutError)
 
 
 @dataclass
@@ -163,6 +166,16 @@ async def draw(console: Console, base_url: str, file: Path) -> None:
     console.print(f"Drew {len(frames)} frames ({styles}) in {last:.1f} s: {save(frames, file)}")
 
 
+async def tell_a_story(
+    console: Console, base_url: str, proposal: dict[str, Any], png: Path
+) -> None:
+    """The storyboard of one proposal, saved as `png` and as a PDF beside it. Raises FAILURES."""
+    began = time.monotonic()
+    async with httpx.AsyncClient(base_url=base_url, timeout=READ_TIMEOUT_S) as client:
+        storyboard = await draw_storyboard(console, client, proposal, ServiceSettings().home, png)
+    console.print(told(storyboard, png, began), highlight=False)
+
+
 def next_steps(console: Console, base_url: str) -> None:
     console.print(
         f"""
@@ -172,6 +185,9 @@ def next_steps(console: Console, base_url: str) -> None:
        -d @examples/1-balcony-garden.json
   curl -s {base_url}/v1/images/generations -H 'Content-Type: application/json' \\
        -d '{{"model": "ink", "prompt": "ink style {PROMPT}"}}'
+
+  curl -s {base_url}/v1/storyboards -H 'Content-Type: application/json' \\
+       -d "{{\\"proposal\\": $(cat examples/1-balcony-garden.json), \\"style\\": \\"ink\\"}}"
 
   /v1/evaluations/<id>/steps shows every message, reply and token; /docs every call.
 """,
@@ -205,7 +221,14 @@ def picture(console: Console) -> str:
     show_default=True,
     help="Where the drawn frames go.",
 )
-def main(svg: Path | None, frames: Path) -> None:
+@click.option(
+    "--storyboard",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    default=Path("storyboard.png"),
+    show_default=True,
+    help="Where the storyboard goes; its PDF beside it.",
+)
+def main(svg: Path | None, frames: Path, storyboard: Path) -> None:
     """Evaluate the sample proposals, and draw, with the system started for it."""
     console = Console(record=svg is not None, width=100 if svg else None)
     samples = [
@@ -221,6 +244,7 @@ def main(svg: Path | None, frames: Path) -> None:
             console.print(f"Ready after {time.monotonic() - started:.0f} s: {system.model}")
             asyncio.run(evaluate_all(console, system.base_url, samples))
             asyncio.run(draw(console, system.base_url, frames))
+            asyncio.run(tell_a_story(console, system.base_url, samples[0].proposal, storyboard))
             next_steps(console, "http://127.0.0.1:3000")
     except (StartError, *FAILURES) as error:
         console.print(f"[red]{type(error).__name__}: {error}[/red]", highlight=False)
