@@ -392,9 +392,9 @@ def test_the_same_input_gives_the_same_bytes_in_another_process_and_in_threads()
         assert list(threads.map(lambda _: digests(storyboard, frames), range(4))) == [here] * 4
 
 
-def test_a_time_without_a_zone_is_utc() -> None:
+def test_a_time_without_a_zone_is_utc_and_counts_in_seconds() -> None:
     assert compose(a_storyboard(3, created_at=NOON.replace(microsecond=7)), {}, "pdf")
-    plain = a_storyboard(3, created_at=NOON.replace(tzinfo=None))
+    plain = a_storyboard(3, created_at=NOON.replace(tzinfo=None, microsecond=123456))
     assert compose(plain, {}, "pdf") == compose(a_storyboard(3), {}, "pdf")
 
 
