@@ -61,6 +61,7 @@ def _cleaned(data: bytes, max_side_px: int) -> bytes:
     image = _plain(image)
     image.thumbnail((max_side_px, max_side_px))  # before anything that copies
     image = _on_white(ImageOps.exif_transpose(image))
+    image.info.clear()  # a comment would be written again
     file = io.BytesIO()
     image.save(file, "JPEG", quality=QUALITY, subsampling=0)
     return MADE + SIZE.pack(*image.size) + file.getvalue()

@@ -109,6 +109,7 @@ class _Worker:
     def __init__(self, module: str, arguments: tuple[str, ...]) -> None:
         self._command = (sys.executable, "-m", module, *arguments)
         self._process: asyncio.subprocess.Process | None = None
+        self._killed: list[asyncio.subprocess.Process] = []
 
     @property
     def pid(self) -> int | None:
@@ -135,20 +136,27 @@ class _Worker:
         return await self._within(timeout_s, self._exchange(request))
 
     async def stop(self) -> None:
+        """Returns when no process of this worker is left."""
         self.kill()
-        if self._process is not None:
-            await self._process.wait()
+        while self._killed:
+            await self._killed[-1].wait()
+            self._killed.pop()
 
     def kill(self) -> None:
-        """With everything that it started. The loop reaps it."""
-        if self.pid is not None:
+        """With everything that it started. The next request gets a new one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-        if self._process is not None:
-            _close_pipes(self._process)
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.stdin is not None
+        process.stdin.close()
+        self._killed = [p for p in self._killed if p.returncode is None] + [process]
 
     async def _within(self, timeout_s: float, work: Coroutine[None, None, bytes]) -> bytes:
-        assert self._process is not None
+        process = self._process
+        assert process is not None
         try:
             async with asyncio.timeout(timeout_s):
                 return await work
@@ -156,7 +164,7 @@ class _Worker:
             await self.stop()
             raise WorkerTimedOut(f"no answer within {timeout_s} s") from None
         except (asyncio.IncompleteReadError, ConnectionError):
-            raise WorkerDied(await self._process.wait()) from None
+            raise WorkerDied(await process.wait()) from None
 
     async def _exchange(self, request: bytes) -> bytes:
         assert self._process is not None
@@ -207,8 +215,3 @@ def _bare_environment() -> dict[str, str]:
         "OMP_THREAD_LIMIT": "1",
         "PYTHONPATH": str(ROOT),
     }
-
-
-def _close_pipes(process: asyncio.subprocess.Process) -> None:
-    if process.stdin is not None:
-        process.stdin.close()

@@ -28,7 +28,8 @@ class PictureHost:
     asked: list[Asked] = field(default_factory=list)
     open_connections: int = 0
     most_connections: int = 0
-    clients: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
+    readers: dict[asyncio.StreamWriter, asyncio.StreamReader] = field(default_factory=dict)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """What `held` replies wait for."""
 
@@ -46,25 +47,26 @@ class PictureHost:
                 await asyncio.sleep(0.01)
 
     async def hang_up(self) -> None:
-        tasks = list(self.clients)
-        for task in tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.clients[task] = writer
+        self.tasks.add(task)
+        self.readers[writer] = reader
         self.open_connections += 1
         self.most_connections = max(self.most_connections, self.open_connections)
         try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 while True:
                     await self._answer(await reader.readuntil(b"\r\n\r\n"), writer)
         finally:
             self.open_connections -= 1
             writer.close()
-            del self.clients[task]
+            self.tasks.discard(task)
+            del self.readers[writer]
 
     async def _answer(self, head: bytes, writer: asyncio.StreamWriter) -> None:
         lines = head.decode("latin-1").split("\r\n")
@@ -78,7 +80,10 @@ class PictureHost:
 
     def held(self, reply: Reply) -> Reply:
         async def send(writer: asyncio.StreamWriter) -> None:
-            await self.gate.wait()
+            while not self.gate.is_set():
+                if self.readers[writer].at_eof():
+                    raise ConnectionResetError("the client has gone")
+                await asyncio.sleep(0.01)
             await reply(writer)
 
         return send
