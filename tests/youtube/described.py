@@ -35,8 +35,8 @@ CallFault = Literal[
     "quota_exceeded", "daily_limit", "rate_limited", "too_many_requests", "key_invalid",
     "api_disabled", "bad_request", "server_error", "bad_gateway", "slow", "drip", "cut_off",
     "truncated_json", "html", "wrong_type", "redirect", "huge", "gzip_bomb", "empty_object",
-    "wrong_kind", "bad_items", "other_channel", "echoes_key", "not_modified", "channel_closed",
-    "uploads_closed",
+    "wrong_kind", "bad_items", "other_channel", "foreign_videos", "echoes_key", "not_modified",
+    "channel_closed", "uploads_closed",
 ]  # fmt: skip
 CallName = Literal["channels", "playlist_items", "videos"]
 Size = Literal["default", "medium", "high", "standard", "maxres"]

@@ -350,6 +350,10 @@ class _Server:
             case "other_channel":
                 items = [{**item, "id": f"UC{'x' * 22}"} for item in body.get("items", [])]
                 return JSONResponse({**body, "items": items})
+            case "foreign_videos":
+                theirs = {"channelId": f"UC{'y' * 22}"}
+                items = [{**i, "snippet": {**i["snippet"], **theirs}} for i in body["items"]]
+                return JSONResponse({**body, "items": items})
             case "echoes_key":
                 text = f'{{"error": {{"message": "{request.url} {self._youtube.key}"'
                 headers = {"x-url": str(request.url)}

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -361,6 +362,30 @@ async def test_another_channel_than_asked_for_is_not_taken(
     youtube.fail("channels", "other_channel")
     with pytest.raises(SourceUnavailable, match="another channel"):
         await source.fetch(ref(cooking))
+
+
+async def test_a_video_of_another_channel_is_named_and_not_looked_at(
+    source: YouTubeSource, youtube: FakeYouTube, cooking: DescribedChannel
+) -> None:
+    youtube.fail("videos", "foreign_videos")
+    snapshot = await source.fetch(ref(cooking))
+    assert snapshot.videos == ()
+    assert [m.why for m in snapshot.not_looked_at] == ["foreign_video"] * 5
+
+
+@pytest.mark.parametrize("fault", ["huge", "gzip_bomb"])
+async def test_an_answer_that_is_too_large_is_not_held_in_memory(
+    source: YouTubeSource, youtube: FakeYouTube, cooking: DescribedChannel, fault: CallFault
+) -> None:
+    youtube.fail("channels", fault)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceUnavailable):
+            await source.fetch(ref(cooking))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * 2**20, "24 and 32 MB came; 1 MB was allowed"
 
 
 @pytest.mark.parametrize("fault", PASSING)
@@ -882,7 +907,7 @@ def test_faulty_pictures_are_what_their_files_say(youtube: FakeYouTube) -> None:
     for name, n in (("faults-picture-html", 0), ("faults-picture-all", 3)):
         answer = picture_of(youtube, name, n, "maxres")
         assert answer.headers["content-type"] == "image/jpeg"
-        with pytest.raises(OSError, match="cannot identify|Truncated"):
+        with pytest.raises(OSError, match=r"cannot identify|Truncated"):
             Image.open(io.BytesIO(answer.content))
     truncated = Image.open(io.BytesIO(picture_of(youtube, "faults-picture-all", 2, "high").content))
     with pytest.raises(OSError, match="truncated"):
