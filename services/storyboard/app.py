@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -59,6 +59,7 @@ IDEMPOTENCY_KEY = r"^[A-Za-z0-9._:-]{1,128}$"
 LOOK_AGAIN_S = 30.0
 """How long a description of the image model is good for checking requests."""
 ASK_WITHIN_S = 2.0
+MEASURE_EVERY_S = 5.0
 
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$", description="32 hex digits.")]
 SceneNumber = Annotated[int, Path(ge=1, le=MAX_SCENES, description="Scene, from 1.")]
@@ -116,6 +117,7 @@ class Wiring:
     def background(self) -> Iterator[Any]:
         yield self._work()
         yield self._clean()
+        yield self._measure()
 
     async def drain(self) -> None:
         """Jobs are durable: whoever starts next goes on with them. Only the streams are ended."""
@@ -146,12 +148,17 @@ class Wiring:
     async def _clean(self) -> None:
         while True:
             try:
-                self.metrics.load = await self.desk.store.load()
                 if deleted := await self.desk.delete_expired():
                     log.info("expired storyboards deleted", storyboards=deleted)
             except (StorageUnavailable, OSError) as error:
                 log.warning("clean-up put off", reason=str(error))
             await asyncio.sleep(self.settings.clean_every_s)
+
+    async def _measure(self) -> None:
+        while True:
+            with suppress(StorageUnavailable):
+                self.metrics.load = await self.desk.store.load()
+            await asyncio.sleep(MEASURE_EVERY_S)
 
 
 @asynccontextmanager
