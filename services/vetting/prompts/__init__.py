@@ -1,0 +1,1 @@
+"""Prompts of vettings: one folder a version, one file a prompt; library.py renders them."""
