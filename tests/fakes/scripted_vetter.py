@@ -1,5 +1,6 @@
 """A careful reader of the described channels (tests/youtube) behind the OpenAI protocol, and one of
-their pictures: what they find is what the files' labels say. A request whose id is a channel's name is about that one.
+their pictures: what they find is what the files' labels say. A request whose id is a channel's
+name is about that channel.
 """
 
 from __future__ import annotations
