@@ -121,6 +121,7 @@ async def _sqlite(path: Path, tables: MetaData) -> AsyncIterator[Storage]:
     )
     event.listen(engine.sync_engine, "connect", _on_connect)
     event.listen(engine.sync_engine, "begin", _on_begin)
+    event.listen(engine.sync_engine, "invalidate", _on_invalidate)
     # Turning the write-ahead log on takes the whole file, and SQLite does not wait for that: two
     # processes that start together must not both try.
     alone = filelock.AsyncFileLock(
@@ -160,6 +161,13 @@ def _on_connect(connection: Any, _record: object) -> None:
 def _on_begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("joing_writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _on_invalidate(connection: Any, _record: object, _error: object) -> None:
+    """A cancelled connection is closed as it is, and its transaction holds the file for as long as
+    anybody refers to the rows that it was reading.
+    """
+    connection.rollback()
 
 
 @asynccontextmanager

@@ -75,7 +75,8 @@ class Load:
 class JobStore(Protocol):
     """Storyboards, their events and who works on them. Raises StorageUnavailable.
 
-    What returned is on disk. `owner` must match: another's storyboard is as if it were not there.
+    What returned survives the process. `owner` must match: another's storyboard is as if it were
+    not there.
     """
 
     async def create(self, job: NewJob, *, max_unfinished: int) -> tuple[Storyboard, bool]:
@@ -124,7 +125,9 @@ class JobStore(Protocol):
 
     async def record(self, lease: Lease, change: Callable[[Storyboard], Change]) -> Storyboard:
         """Applies `change` to the storyboard as it is now, and stores what it gives and its events
-        in one transaction. A changed storyboard counts as progress. Raises LeaseLost.
+        in one transaction. A changed storyboard counts as progress. `change` must be safe to
+        repeat: a connection that is lost at the commit says nothing of whether it was stored.
+        Raises LeaseLost.
         """
         ...
 

@@ -26,7 +26,6 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     delete,
-    event,
     func,
     insert,
     select,
@@ -121,7 +120,6 @@ class SQLJobStore:
         else:
             # SQLite's own waiting is by chance: under load somebody waits until it gives up.
             self._turn = asyncio.Lock()
-            event.listen(engine.sync_engine, "invalidate", _undo)
 
     async def create(self, job: NewJob, *, max_unfinished: int) -> tuple[Storyboard, bool]:
         async with self._writing("The storyboard could not be stored.") as connection:
@@ -295,13 +293,6 @@ _AS_OURS = text(
 """Whatever a PostgreSQL server's defaults are: what waited for a lock sees what was committed
 meanwhile, and a client that fell silent is not waited for until TCP gives it up, hours.
 """
-
-
-def _undo(connection: Any, _record: object, _error: object) -> None:
-    """A cancelled SQLite connection is closed as it is, and its transaction holds the file for as
-    long as anybody refers to the rows that it was reading.
-    """
-    connection.rollback()
 
 
 def _row(job: NewJob) -> dict[str, Any]:
