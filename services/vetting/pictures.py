@@ -16,7 +16,7 @@ picture. Pure: knows nothing of HTTP, processes or image libraries.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -29,6 +29,8 @@ AbsenceReason = Literal[
     "busy", "decoder_failed", "host_error", "no_url", "not_found", "not_resolved", "timeout",
     "unreachable",
 ]  # fmt: skip
+
+MAX_PIXELS = 3_000_000
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,24 @@ class ReadText:
     text: str
     box: Box
     confidence: float
+
+
+class Sized(Protocol):
+    """A size of a thumbnail, as YouTube describes it; None where it does not say."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def width(self) -> int | None: ...
+    @property
+    def height(self) -> int | None: ...
+
+
+def urls_to_try(sizes: Iterable[Sized], max_pixels: int = MAX_PIXELS) -> list[str]:
+    """Their URLs in the order given, without those that say they are over the cap: YouTube's
+    largest sizes (2560 x 1440 and more) show no more than the next, and would be refused.
+    """
+    return [s.url for s in sizes if (s.width or 0) * (s.height or 0) <= max_pixels]
 
 
 class PictureError(Exception):

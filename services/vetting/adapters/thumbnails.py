@@ -32,7 +32,13 @@ from services.vetting.adapters.workers import (
 )
 from services.vetting.addresses import is_near, is_public
 from services.vetting.picture_headers import read_header
-from services.vetting.pictures import Picture, PictureError, PictureRefused, PictureUnavailable
+from services.vetting.pictures import (
+    MAX_PIXELS,
+    Picture,
+    PictureError,
+    PictureRefused,
+    PictureUnavailable,
+)
 
 # Videos' pictures (i*, img), channels' pictures (yt3): the hosts in the API's answers.
 HOSTS = frozenset(
@@ -91,7 +97,7 @@ class ThumbnailFetcher:
         hosts: Iterable[str] = HOSTS,
         timeout_s: float = 3.0,
         max_bytes: int = 5_000_000,
-        max_pixels: int = 3_000_000,
+        max_pixels: int = MAX_PIXELS,
         max_side_px: int = 1280,
         concurrency: int = 8,
         decoders: int = 1,

@@ -139,7 +139,7 @@ class _Worker:
         """Returns when no process of this worker is left."""
         self.kill()
         while self._killed:
-            await self._killed[-1].wait()
+            await self._killed[-1].communicate()  # also closes its pipes
             self._killed.pop()
 
     def kill(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from services.vetting.adapters.thumbnails import ThumbnailFetcher
 from services.vetting.picture_headers import read_header
 from services.vetting.pictures import PictureRefused
-from tests.services.vetting.hostile_pictures import PICTURES, file_of, noise
+from tests.services.vetting.hostile_pictures import PICTURES, black, file_of, noise, png
 from tests.services.vetting.picture_host import picture, serving
 
 URL = "https://i.ytimg.com/vi/a/hqdefault.jpg"
@@ -76,6 +76,16 @@ async def test_a_picture_that_is_slow_to_decode_does_not_hold_up_the_next(
         with pytest.raises(PictureRefused, match="too_slow_to_decode"):
             await fetcher.fetch([URL])
         assert (await fetcher.fetch(["https://i.ytimg.com/vi/b/hqdefault.jpg"])).width == 32
+        await fetcher.aclose()
+
+
+@linux
+async def test_memory_ends_at_a_limit_even_where_the_pixel_cap_lets_a_picture_through() -> None:
+    async with serving() as host:
+        host.replies[PATH] = picture(png(6_000, 6_000, black(6_000, 6_000)), "image/png")
+        fetcher = ThumbnailFetcher(base_override=host.base, max_pixels=40_000_000)
+        with pytest.raises(PictureRefused, match="too_much_memory"):
+            await fetcher.fetch([URL])
         await fetcher.aclose()
 
 

@@ -179,8 +179,10 @@ async def test_readers_know_no_secrets(
 
 
 async def test_a_missing_model_says_how_to_install_it() -> None:
+    reader = ThumbnailReader(module=lacking_reader.__name__)
     with pytest.raises(OcrUnavailable, match="apt-get install tesseract-ocr-kor"):
-        await ThumbnailReader(module=lacking_reader.__name__).read(picture(b""))
+        await reader.read(picture(b""))
+    await reader.aclose()
 
 
 @can_read

@@ -21,7 +21,8 @@ from PIL import Image
 
 from services.shared.settings import ConfigurationError
 from services.vetting.adapters.thumbnails import HOSTS, ThumbnailFetcher
-from services.vetting.pictures import PictureRefused, PictureUnavailable
+from services.vetting.pictures import PictureRefused, PictureUnavailable, urls_to_try
+from services.vetting.ports import Thumbnail
 from tests.services.vetting.connections import connections
 from tests.services.vetting.picture_host import (
     PictureHost,
@@ -390,6 +391,16 @@ async def test_a_certificate_of_another_name_or_an_unknown_one_is_not_accepted(
             )
             assert await absence(fetcher) == "unreachable"
         assert host.asked == []
+
+
+def test_sizes_that_say_they_are_too_large_are_not_asked_for() -> None:
+    sizes = [
+        Thumbnail("uhd", 3840, 2160),
+        Thumbnail("fhd", 1920, 1080),
+        Thumbnail("unknown", None, None),
+        Thumbnail("default", 120, 90),
+    ]
+    assert urls_to_try(sizes) == ["fhd", "unknown", "default"]
 
 
 def test_the_allow_list_holds_youtubes_picture_hosts_and_no_more() -> None:
