@@ -14,6 +14,7 @@ from services.images.service import Images
 from services.llm.service import LLM
 from services.shared.serving import service_options
 from services.storyboard.service import Storyboards
+from services.vetting.service import Vetting
 
 
 @bentoml.service(**service_options("gateway", settings, port=3000))
@@ -25,3 +26,4 @@ class Joing:
     llm = bentoml.depends(LLM)
     images = bentoml.depends(Images)
     storyboard = bentoml.depends(Storyboards)
+    vetting = bentoml.depends(Vetting)

@@ -21,7 +21,7 @@ from services.shared.settings import ConfigurationError
 from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app
 
-DESCRIPTION = "One door to Joing: proposals, storyboards, images, and the models behind them."
+DESCRIPTION = "One door to Joing: proposals, creators, storyboards, images, and their models."
 ROUTES: dict[str, list[tuple[str, str]]] = {
     "evaluation": [
         ("POST", "/v1/proposals/evaluate"),
@@ -41,6 +41,11 @@ ROUTES: dict[str, list[tuple[str, str]]] = {
         ("GET", "/v1/loras"),
         ("PUT", "/v1/loras/{name}"),
         ("DELETE", "/v1/loras/{name}"),
+    ],
+    "vetting": [
+        ("POST", "/v1/creators/vet"),
+        ("POST", "/v1/creators/vet/stream"),
+        ("GET", "/v1/vettings/{vetting_id}"),
     ],
     "storyboard": [
         ("POST", "/v1/storyboards"),
@@ -102,7 +107,11 @@ def peers(settings: GatewaySettings) -> list[Peer]:
         find_peer("evaluation", settings.evaluation_url, own),
         find_peer("llm", llm_url, llm_key),
     ]
-    optional = {"images": settings.images_url, "storyboard": settings.storyboard_url}
+    optional = {
+        "images": settings.images_url,
+        "storyboard": settings.storyboard_url,
+        "vetting": settings.vetting_url,
+    }
     for name, url in optional.items():
         try:
             found.append(find_peer(name, url, own))

@@ -34,6 +34,11 @@ class GatewaySettings(ServiceSettings):
         validation_alias=everywhere("STORYBOARD_URL"),
         description="The storyboard service; None: the one started beside this one, if any.",
     )
+    vetting_url: str | None = Field(
+        None,
+        validation_alias=everywhere("VETTING_URL"),
+        description="The vetting service; None: the one started beside this one, if any.",
+    )
     max_lora_bytes: int = Field(
         2**30, ge=1_024, le=64 * 2**30, description="Bytes of an uploaded LoRA; more is a 413."
     )

@@ -25,6 +25,7 @@ ADDRESSES = frozenset(
         "JOING_LLM_URL",
         "JOING_LLM_KEY",
         "JOING_STORYBOARD_URL",
+        "JOING_VETTING_URL",
     }
 )
 
