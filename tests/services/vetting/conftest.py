@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from pydantic import SecretStr
 
 from services.vetting.app import Parts, create_app
@@ -21,7 +22,7 @@ from tests.youtube.described import Channels
 from tests.youtube.server import KEY, FakeYouTube, serve_youtube
 
 PICTURES = "https://i.ytimg.com"
-CALL_TIMEOUT_S = 1.0
+CALL_TIMEOUT_S = 5.0
 SLOW_S = 3.0
 VET = "/v1/creators/vet"
 
@@ -32,6 +33,7 @@ class Vetting:
 
     client: httpx.Client
     channels: Channels
+    app: FastAPI
 
     def ask(self, name: str, **body: Any) -> httpx.Response:
         body = {"channel": self.channels[name].id, **body}
@@ -101,7 +103,7 @@ def serve(fake: FakeYouTube, reader_llm: ScriptedVetter, tmp_path: Path) -> Serv
         given = settings_for(fake, reader_llm, tmp_path, **settings)
         app = create_app(given, parts or scripted_parts(fake.channels))
         with served_app(app) as url, httpx.Client(base_url=url, timeout=60) as client:
-            yield Vetting(client, fake.channels)
+            yield Vetting(client, fake.channels, app)
 
     return serve_one
 

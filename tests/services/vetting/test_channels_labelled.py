@@ -37,7 +37,7 @@ def vetting(
     home = tmp_path_factory.mktemp("labelled")
     app = create_app(settings_for(_served_youtube, _vetter, home), scripted_parts(channels))
     with served_app(app) as url, httpx.Client(base_url=url, timeout=60) as client:
-        yield Vetting(client, channels)
+        yield Vetting(client, channels, app)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "faults-quota-exceeded"])
