@@ -41,6 +41,7 @@ from services.vetting.adapters.database import SQLSnapshotCache, SQLVettingStore
 from services.vetting.adapters.ocr import ThumbnailReader
 from services.vetting.adapters.quota import SQLQuotaLedger
 from services.vetting.adapters.thumbnails import ThumbnailFetcher
+from services.vetting.adapters.vision import picture_message
 from services.vetting.adapters.youtube import YouTubeSource
 from services.vetting.caching import CachedSource
 from services.vetting.errors import (
@@ -187,7 +188,7 @@ async def wired(settings: VettingSettings, metrics: Metrics, parts: Parts) -> As
         reader = parts.reader(settings)
         if isinstance(reader, ThumbnailReader):
             stack.push_async_callback(reader.aclose)
-        judge = Judge(await _model(settings, stack), library, metrics)
+        judge = Judge(await _model(settings, stack), picture_message, library, metrics)
         tools = Tools(settings, source, pictures, reader, judge, store, Texts(), metrics)
         yield Wiring(settings, Vetter(tools, build_graph()), store, source)
 

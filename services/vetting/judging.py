@@ -26,7 +26,6 @@ from services.shared.language_model import (
 )
 from services.shared.proposals import Language
 from services.vetting import policy
-from services.vetting.adapters.vision import picture_message
 from services.vetting.answers import MAX_FINDINGS, PictureAnswer, TextAnswer
 from services.vetting.cutting import Batch
 from services.vetting.findings import Claim, agreed, picture_claims, text_claims
@@ -82,10 +81,19 @@ class _Looks:
 
 
 class Judge:
-    """Asks `model` in the words of `library`; knows nothing of verdicts."""
+    """Asks `model` in the words of `library`; knows nothing of verdicts. `show` makes the turn that
+    holds a picture and a text.
+    """
 
-    def __init__(self, model: LanguageModel, library: PromptLibrary, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        show: Callable[[Picture, str], Message],
+        library: PromptLibrary,
+        metrics: Metrics,
+    ) -> None:
         self.model = model
+        self._show = show
         self.library = library
         self._metrics = metrics
 
@@ -117,7 +125,7 @@ class Judge:
         self, picture: Picture, video_id: str, language: Language, model: str, call_id: str
     ) -> Looked:
         """Findings in what a thumbnail shows."""
-        message = picture_message(picture, picture_turn(language))
+        message = self._show(picture, picture_turn(language))
         looks = _Looks([f"thumbnail_image:{video_id}"])
         call = self._call("picture", message, language, model, call_id)
 

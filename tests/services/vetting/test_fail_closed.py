@@ -17,6 +17,7 @@ import pytest
 
 from services.shared.language_model import ModelRefused, Reply, Usage
 from services.vetting.adapters.ocr import ThumbnailReader
+from services.vetting.adapters.vision import picture_message
 from services.vetting.app import Parts, create_app, metrics
 from services.vetting.cutting import Passage
 from services.vetting.judging import TOO_LONG, Judge, Looked
@@ -344,12 +345,12 @@ class ShortModel:
 
 async def test_a_batch_that_is_too_long_is_read_in_halves() -> None:
     model = ShortModel(passages=2)
-    judge = Judge(model, PromptLibrary("1"), Metrics())  # type: ignore[arg-type]
+    judge = Judge(model, picture_message, PromptLibrary("1"), Metrics())  # type: ignore[arg-type]
     batch = tuple(Passage("v", "title", str(n)) for n in range(7))
     looked = await judge.read(batch, "en", "short", "call")
     assert model.seen == [str(n) for n in range(7)]
     assert looked == Looked(answers=4)
-    hopeless = await Judge(ShortModel(0), PromptLibrary("1"), Metrics()).read(  # type: ignore[arg-type]
+    hopeless = await Judge(ShortModel(0), picture_message, PromptLibrary("1"), Metrics()).read(  # type: ignore[arg-type]
         batch, "en", "short", "call"
     )
     assert {u.why for u in hopeless.not_looked_at} == {"refused_by_model_server"}
