@@ -19,7 +19,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-SCENES, SEED, STYLE = 6, 4, "ink"
+SCENES, SEED = 6, 4
 WITHIN_S = 900.0
 RETRY_S = 1.0
 SILENCE_S = 60.0  # a comment line comes every 15 s
@@ -64,9 +64,8 @@ async def draw_storyboard(
     key_file = home / "demo-storyboard.key"
     key, is_new = _key(key_file)
     body = {
-        "proposal": {**proposal, "media_type": "short_form"},
+        "proposal": proposal,
         "scenes": SCENES,
-        "style": STYLE,
         "seed": SEED,
     }
     if not is_new:
