@@ -54,8 +54,12 @@ def configure_traces(service: str, settings: ServiceSettings, app: FastAPI) -> N
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-    provider = TracerProvider(resource=Resource.create({"service.name": f"joing-{service}"}))
+    # BentoML wraps each request in a span that is not sampled, and ours would inherit that.
+    provider = TracerProvider(
+        sampler=ALWAYS_ON, resource=Resource.create({"service.name": f"joing-{service}"})
+    )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     FastAPIInstrumentor.instrument_app(app, tracer_provider=provider)

@@ -35,8 +35,6 @@ def test_the_key_is_in_no_log_trace_answer_or_database(
             "JOING_YOUTUBE_KEY": KEY,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
             "OTEL_EXPORTER_OTLP_ENDPOINT": traces.base_url,
-            # BentoML puts every request into a trace of its own that is not sampled.
-            "OTEL_TRACES_SAMPLER": "always_on",
         }
         with running("services.vetting.service:Vetting", environment=environment) as service:
             said = _everything_goes_wrong(service.base_url, fake)
