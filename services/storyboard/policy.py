@@ -36,11 +36,6 @@ def beats_of(outline: OutlineAnswer, wanted: int) -> list[BeatAnswer]:
     return list(beats.values())[:wanted]
 
 
-def are_enough(beats: Sequence[BeatAnswer], wanted: int) -> bool:
-    """True when nothing is missing."""
-    return len(beats) >= wanted
-
-
 def can_go_on(beats: Sequence[BeatAnswer]) -> bool:
     """True when there are fewer scenes than wanted, and still enough for a storyboard."""
     return len(beats) >= MIN_SCENES

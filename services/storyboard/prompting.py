@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from services.storyboard.answers import SceneAnswer, Vocabulary
 from services.storyboard.ports import ImageModel
-from services.storyboard.schemas import Cast, Scene, Setting, Shot
+from services.storyboard.schemas import Cast, Setting, Shot
 
 MEDIUM = "black and white color illustration"
 NOBODY = "nobody"
@@ -76,20 +76,6 @@ def without_a_writer(n: int, happens: str) -> SceneAnswer:
         time="day",
         doing=PLAIN_DOING,
         thing="",
-    )
-
-
-def scene_of(n: int, written: SceneAnswer, *, place: str, duration_s: float, prompt: str) -> Scene:
-    return Scene(
-        n=n,
-        shot=written.shot,
-        angle=written.angle,
-        action=written.action,
-        dialogue=written.dialogue,
-        place=place,
-        time=written.time,
-        duration_s=duration_s,
-        image_prompt=prompt,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class PromptLibrary:
         self._heads: dict[str, Head] = {}
         self._prefixes: dict[str, tuple[Message, ...]] = {}
         for name in SLOTS:
-            head, instructions, examples = read_prompt(FOLDER / version / f"{name}.md", Example)
+            head, instructions, examples = _file(version, name)
             self._heads[name] = head
             self._prefixes[name] = _prefix(instructions + self._words(name), examples)
 
@@ -91,6 +92,12 @@ class PromptLibrary:
             for slot, said in SLOTS[name].items()
         ]
         return "\n\nThe picture is drawn from few words. " + " ".join(lines)
+
+
+@cache
+def _file(version: str, name: str) -> tuple[Head, str, tuple[Example, ...]]:
+    """Read once: a library is made for every call to the model."""
+    return read_prompt(FOLDER / version / f"{name}.md", Example)
 
 
 def _prefix(instructions: str, examples: Sequence[Example]) -> tuple[Message, ...]:
