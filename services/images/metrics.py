@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from models.flux.request import JobState
+from services.shared.metrics import counted
 
 if TYPE_CHECKING:
     from models.flux.engine import Engine
@@ -115,15 +116,8 @@ class Metrics(Collector):
         yield self._image_s.family(
             "joing_images_seconds", "Seconds of a finished image, from its admission."
         )
-        yield _counted("joing_images_ended", "Images, by outcome.", "outcome", self._outcomes)
-        yield _counted("joing_images_refused", "Requests, by reason.", "reason", self._refusals)
+        yield counted("joing_images_ended", "Images, by outcome.", "outcome", self._outcomes)
+        yield counted("joing_images_refused", "Requests, by reason.", "reason", self._refusals)
         yield CounterMetricFamily(
             "joing_images_replayed", "Answers given again to their key.", value=self._replayed
         )
-
-
-def _counted(name: str, about: str, label: str, counts: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(name, about, labels=[label])
-    for value, count in sorted(counts.items()):
-        family.add_metric([str(value)], count)
-    return family

@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.shared.metrics import counted
 from services.storyboard.ports import Load
 from services.storyboard.schemas import FINISHED, Storyboard
 
@@ -41,12 +42,5 @@ class Metrics(Collector):
             ("oldest_queued_seconds", "Age of the longest waiting.", self.load.oldest_queued_s),
         ):
             yield GaugeMetricFamily(f"joing_storyboard_{name}", about, value=value)
-        yield _counted("joing_storyboard_ended", "Storyboards, by state.", "state", self._states)
-        yield _counted("joing_storyboard_frames", "Frames, by state.", "state", self._frames)
-
-
-def _counted(name: str, about: str, label: str, counts: Counter[str]) -> Metric:
-    family = CounterMetricFamily(name, about, labels=[label])
-    for value, count in sorted(counts.items()):
-        family.add_metric([value], count)
-    return family
+        yield counted("joing_storyboard_ended", "Storyboards, by state.", "state", self._states)
+        yield counted("joing_storyboard_frames", "Frames, by state.", "state", self._frames)

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from services.shared.metrics import counted
 from services.vetting.schemas import Verdict, Vetting
 
 Dependency = Literal["youtube", "thumbnails", "ocr", "vision", "llm", "database"]
@@ -66,16 +67,9 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         name = "joing_vetting"
         yield GaugeMetricFamily(f"{name}_running", "Vettings under way.", value=self.running)
-        yield _counted(f"{name}_ended", "Vettings, by verdict.", "verdict", self._verdicts)
-        yield _counted(f"{name}_findings", "Findings, by category.", "category", self._findings)
-        yield _counted(f"{name}_calls", "Calls to a dependency.", "dependency", self._calls)
-        yield _counted(f"{name}_failed_calls", "Calls that failed.", "dependency", self._failures)
-        yield _counted(f"{name}_call_seconds", "Seconds of calls.", "dependency", self._seconds)
-        yield _counted(f"{name}_spent", "Units, bytes and tokens.", "what", self._spent)
-
-
-def _counted(name: str, about: str, label: str, counts: Counter[str] | dict[str, float]) -> Metric:
-    family = CounterMetricFamily(name, about, labels=[label])
-    for value, count in sorted(counts.items()):
-        family.add_metric([value], count)
-    return family
+        yield counted(f"{name}_ended", "Vettings, by verdict.", "verdict", self._verdicts)
+        yield counted(f"{name}_findings", "Findings, by category.", "category", self._findings)
+        yield counted(f"{name}_calls", "Calls to a dependency.", "dependency", self._calls)
+        yield counted(f"{name}_failed_calls", "Calls that failed.", "dependency", self._failures)
+        yield counted(f"{name}_call_seconds", "Seconds of calls.", "dependency", self._seconds)
+        yield counted(f"{name}_spent", "Units, bytes and tokens.", "what", self._spent)
