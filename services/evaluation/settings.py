@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.evaluation.volume import VolumeThresholds
 from services.shared.proposals import MediaType
-from services.shared.settings import ServiceSettings, everywhere
+from services.shared.settings import GraphSettings
 
 
-class EvaluationSettings(ServiceSettings):
+class EvaluationSettings(GraphSettings):
     model_config = SettingsConfigDict(
         env_prefix="JOING_EVALUATION_", frozen=True, populate_by_name=True
     )
 
-    llm_url: str | None = Field(
-        None,
-        validation_alias=everywhere("LLM_URL"),
-        description="An OpenAI-compatible server; None: the llm service started beside this one.",
-    )
-    llm_key: SecretStr = Field(SecretStr(""), validation_alias=everywhere("LLM_KEY"))
-    llm_model: str | None = Field(
-        None, description="Name of the model to ask for; None: the first that the server lists."
-    )
-    database_url: str | None = Field(
-        None,
-        validation_alias=everywhere("DATABASE_URL"),
-        repr=False,  # may hold a password
-        description="postgresql://... for several replicas; None: a SQLite file in JOING_HOME.",
-    )
     prompt_version: str = Field("2", description="A folder of services/evaluation/prompts.")
     volume_short_form: VolumeThresholds = Field(
         default_factory=VolumeThresholds.short_form,
@@ -63,10 +47,6 @@ class EvaluationSettings(ServiceSettings):
     max_concurrent: int = Field(
         64, ge=1, le=4_096, description="Evaluations at the same time; more are told to come back."
     )
-    retry_after_s: int = Field(5, ge=1, le=600, description="What the ones turned away are told.")
-
-    def sqlite_path(self) -> Path:
-        return self.home / "joing.sqlite3"
 
     def volume_thresholds(self) -> dict[MediaType, VolumeThresholds]:
         return {"short_form": self.volume_short_form, "long_form": self.volume_long_form}

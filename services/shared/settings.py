@@ -94,6 +94,30 @@ class ServiceSettings(BaseSettings):
             raise ConfigurationError(f"{', '.join(names)}: is not a JSON object") from None
 
 
+class GraphSettings(ServiceSettings):
+    """What every service needs to know that asks a language model and keeps what came of it."""
+
+    llm_url: str | None = Field(
+        None,
+        validation_alias=everywhere("LLM_URL"),
+        description="An OpenAI-compatible server; None: the llm service started beside this one.",
+    )
+    llm_key: SecretStr = Field(SecretStr(""), validation_alias=everywhere("LLM_KEY"))
+    llm_model: str | None = Field(
+        None, description="Name of the model to ask for; None: the first that the server lists."
+    )
+    database_url: str | None = Field(
+        None,
+        validation_alias=everywhere("DATABASE_URL"),
+        repr=False,  # may hold a password
+        description="postgresql://... for several replicas; None: a SQLite file in JOING_HOME.",
+    )
+    retry_after_s: int = Field(5, ge=1, le=600, description="What the ones turned away are told.")
+
+    def sqlite_path(self) -> Path:
+        return self.home / "joing.sqlite3"
+
+
 def refuse_unknown(settings: type[ServiceSettings], environment: Mapping[str, str]) -> None:
     """Raises ConfigurationError when a variable under the service's prefix means nothing."""
     own = settings.model_config.get("env_prefix", "")

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.shared.proposals import MediaType
-from services.shared.settings import ServiceSettings, everywhere
+from services.shared.settings import GraphSettings, everywhere
 
 
-class StoryboardSettings(ServiceSettings):
+class StoryboardSettings(GraphSettings):
     model_config = SettingsConfigDict(
         env_prefix="JOING_STORYBOARD_", frozen=True, populate_by_name=True
     )
 
-    llm_url: str | None = Field(
-        None,
-        validation_alias=everywhere("LLM_URL"),
-        description="An OpenAI-compatible server; None: the llm service started beside this one.",
-    )
-    llm_key: SecretStr = Field(SecretStr(""), validation_alias=everywhere("LLM_KEY"))
-    llm_model: str | None = Field(
-        None, description="Name of the model to ask for; None: the first that the server lists."
-    )
     evaluation_url: str | None = Field(
         None,
         validation_alias=everywhere("EVALUATION_URL"),
@@ -36,13 +26,6 @@ class StoryboardSettings(ServiceSettings):
         None,
         validation_alias=everywhere("IMAGES_URL"),
         description="The service that draws; None: the one started beside this one.",
-    )
-    database_url: str | None = Field(
-        None,
-        validation_alias=everywhere("DATABASE_URL"),
-        repr=False,  # may hold a password
-        description="postgresql://... for several replicas; None: a SQLite file in JOING_HOME, "
-        "which one process works on.",
     )
     artifacts_url: str | None = Field(
         None,
@@ -107,10 +90,6 @@ class StoryboardSettings(ServiceSettings):
     max_followers: int = Field(
         1_000, ge=1, le=100_000, description="Open event streams; more are told to come back."
     )
-    retry_after_s: int = Field(5, ge=1, le=600, description="What the ones turned away are told.")
-
-    def sqlite_path(self) -> Path:
-        return self.home / "joing.sqlite3"
 
     def artifacts(self) -> str:
         return self.artifacts_url or str(self.home / "storyboards")

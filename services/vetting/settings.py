@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from services.shared.settings import ServiceSettings, everywhere
+from services.shared.settings import GraphSettings, everywhere
 from services.vetting.caching import MAX_AGE_S
 
 
-class VettingSettings(ServiceSettings):
+class VettingSettings(GraphSettings):
     model_config = SettingsConfigDict(
         env_prefix="JOING_VETTING_", frozen=True, populate_by_name=True
     )
@@ -27,15 +25,6 @@ class VettingSettings(ServiceSettings):
     pictures_url: str | None = Field(
         None, description="Another server that has the thumbnails' paths; None: YouTube's hosts."
     )
-    llm_url: str | None = Field(
-        None,
-        validation_alias=everywhere("LLM_URL"),
-        description="An OpenAI-compatible server; None: the llm service started beside this one.",
-    )
-    llm_key: SecretStr = Field(SecretStr(""), validation_alias=everywhere("LLM_KEY"))
-    llm_model: str | None = Field(
-        None, description="Name of the model to ask for; None: the first that the server lists."
-    )
     vision: bool = Field(
         False,
         description="True when the served model can see pictures (`image_url` parts): its row in "
@@ -45,12 +34,6 @@ class VettingSettings(ServiceSettings):
         False,
         description="True lets a channel pass although nothing could see what its thumbnails show. "
         "Their text is read all the same.",
-    )
-    database_url: str | None = Field(
-        None,
-        validation_alias=everywhere("DATABASE_URL"),
-        repr=False,  # may hold a password
-        description="postgresql://... for several replicas; None: a SQLite file in JOING_HOME.",
     )
     prompt_version: str = Field("1", description="A folder of services/vetting/prompts.")
     max_videos: int = Field(50, ge=4, le=50, description="Newest uploads to look at.")
@@ -109,7 +92,3 @@ class VettingSettings(ServiceSettings):
     max_concurrent: int = Field(
         16, ge=1, le=4_096, description="Vettings at the same time; more are told to come back."
     )
-    retry_after_s: int = Field(5, ge=1, le=600, description="What the ones turned away are told.")
-
-    def sqlite_path(self) -> Path:
-        return self.home / "joing.sqlite3"
