@@ -31,9 +31,7 @@ from services.evaluation.warming import Warming
 from services.shared.errors import (
     DeadlineExceeded,
     FieldError,
-    Internal,
     NotFound,
-    Problem,
     Unavailable,
     Unprocessable,
 )
@@ -42,6 +40,7 @@ from services.shared.openai_model import OpenAIModel
 from services.shared.peers import find_peer
 from services.shared.proposals import Proposal
 from services.shared.storage import StorageUnavailable, open_storage
+from services.shared.streaming import sse
 from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app, current_request_id, until_hang_up
 
@@ -147,7 +146,9 @@ def add_routes(app: FastAPI) -> None:
         proposal: Proposal, request: Request, evaluator: TheEvaluator
     ) -> AsyncIterator[ServerSentEvent]:
         """The same as events: `stage`, `token`, then `result` or `error`."""
-        async for event in sse(request, evaluator.stream(proposal, current_request_id())):
+        async for event in sse(
+            evaluator.stream(proposal, current_request_id()), _wire_event, as_problems(request)
+        ):
             yield event
 
     @app.post("/v1/proposals/summarize", tags=["proposals"])
@@ -199,22 +200,6 @@ def _found(thing: T | None, evaluation_id: str) -> T:
     if thing is None:
         raise NotFound(f"There is no evaluation {evaluation_id}.", code="evaluation_not_found")
     return thing
-
-
-async def sse(
-    request: Request, events: AsyncIterator[dict[str, Any]]
-) -> AsyncIterator[ServerSentEvent]:
-    """Events in their wire form. After the first byte an error can only be an event."""
-    try:
-        with as_problems(request):
-            async for event in events:
-                yield _wire_event(event)
-    except Problem as problem:
-        yield ServerSentEvent(event="error", raw_data=problem.body().model_dump_json())
-    except Exception as error:  # the HTTP edge of a stream
-        log.error("unexpected error in a stream", exc_info=error)
-        internal = Internal("Something went wrong on our side; the request id names it in our log.")
-        yield ServerSentEvent(event="error", raw_data=internal.body().model_dump_json())
 
 
 def _wire_event(event: dict[str, Any]) -> ServerSentEvent:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,9 +37,9 @@ from services.evaluation.texts import Texts
 from services.evaluation.volume import VolumeMeter
 from services.shared.language_model import ModelUnavailable
 from services.shared.proposals import Proposal
+from services.shared.streaming import Event, told
 
 log = structlog.get_logger()
-Event = dict[str, Any]
 
 
 class Busy(Exception):
@@ -87,29 +87,17 @@ class Evaluator:
             run = await self._begin(proposal, request_id)
             return await self._finish(run)
 
-    async def stream(self, proposal: Proposal, request_id: str) -> AsyncIterator[Event]:
+    def stream(self, proposal: Proposal, request_id: str) -> AsyncIterator[Event]:
         """Events as they happen; the last is {"event": "result", "evaluation": Evaluation}.
 
         Raises as `evaluate` does. Closing the iterator ends the evaluation and its model calls.
         """
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
 
-        async def produce() -> Evaluation:
-            try:
-                async with self._admitted():
-                    run = await self._begin(proposal, request_id)
-                    return await self._finish(run, events.put_nowait)
-            finally:
-                events.put_nowait(None)
+        async def run(emit: Callable[[Event], None]) -> Evaluation:
+            async with self._admitted():
+                return await self._finish(await self._begin(proposal, request_id), emit)
 
-        producer = asyncio.create_task(produce())
-        try:
-            while (event := await events.get()) is not None:
-                yield event
-            yield {"event": "result", "evaluation": await producer}
-        finally:
-            producer.cancel()
-            await asyncio.wait({producer})
+        return told(run, "evaluation")
 
     async def replay(self, evaluation_id: str, replay: Replay, request_id: str) -> Evaluation:
         """Runs `evaluation_id` again from a stage. Raises NothingToReplay, UnknownPrompt."""

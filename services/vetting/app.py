@@ -24,9 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.shared.errors import (
     DeadlineExceeded,
     FieldError,
-    Internal,
     NotFound,
-    Problem,
     TooManyRequests,
     Unavailable,
     Unprocessable,
@@ -35,6 +33,7 @@ from services.shared.language_model import ModelError, ModelTimedOut, ModelUnava
 from services.shared.openai_model import OpenAIModel
 from services.shared.peers import find_peer
 from services.shared.storage import StorageUnavailable, open_storage
+from services.shared.streaming import sse
 from services.shared.telemetry import configure_logs, configure_traces, send_last_spans
 from services.shared.web import create_web_app, current_request_id, until_hang_up
 from services.vetting.adapters.database import SQLSnapshotCache, SQLVettingStore, metadata
@@ -272,7 +271,7 @@ def add_routes(app: FastAPI) -> None:
     ) -> AsyncIterator[ServerSentEvent]:
         """The same as events: `stage`, `finding`, `progress`, then `result` or `error`."""
         async with aclosing(vetter.stream(body, current_request_id())) as events:  # type: ignore[type-var]
-            async for event in sse(request, events):
+            async for event in sse(events, _wire_event, as_problems(request)):
                 yield event
 
     @app.get("/v1/vettings/{vetting_id}", tags=["creators"])
@@ -283,22 +282,6 @@ def add_routes(app: FastAPI) -> None:
         if found is None:
             raise NotFound(f"There is no vetting {vetting_id}.", code="vetting_not_found")
         return found
-
-
-async def sse(
-    request: Request, events: AsyncIterator[dict[str, Any]]
-) -> AsyncIterator[ServerSentEvent]:
-    """Events in their wire form. After the first byte an error can only be an event."""
-    try:
-        with as_problems(request):
-            async for event in events:
-                yield _wire_event(event)
-    except Problem as problem:
-        yield ServerSentEvent(event="error", raw_data=problem.body().model_dump_json())
-    except Exception as error:  # the HTTP edge of a stream
-        log.error("unexpected error in a stream", exc_info=error)
-        internal = Internal("Something went wrong on our side; the request id names it in our log.")
-        yield ServerSentEvent(event="error", raw_data=internal.body().model_dump_json())
 
 
 def _wire_event(event: dict[str, Any]) -> ServerSentEvent:

@@ -14,13 +14,13 @@ from uuid import uuid4
 import structlog
 
 from services.shared.language_model import ModelUnavailable
+from services.shared.streaming import Event, told
 from services.vetting.channels import parse_channel
 from services.vetting.graph import RECURSION_LIMIT, Graph
 from services.vetting.nodes import State, Tools, Work
 from services.vetting.schemas import VetRequest, Vetting
 
 log = structlog.get_logger()
-Event = dict[str, Any]
 
 
 class Busy(Exception):
@@ -39,28 +39,17 @@ class Vetter:
         async with self._admitted():
             return await self._run(wanted, request_id, lambda event: None)
 
-    async def stream(self, wanted: VetRequest, request_id: str) -> AsyncIterator[Event]:
+    def stream(self, wanted: VetRequest, request_id: str) -> AsyncIterator[Event]:
         """Events as they happen; the last is {"event": "result", "vetting": Vetting}.
 
         Raises as `vet` does. Closing the iterator ends the vetting and its calls.
         """
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
 
-        async def produce() -> Vetting:
-            try:
-                async with self._admitted():
-                    return await self._run(wanted, request_id, events.put_nowait)
-            finally:
-                events.put_nowait(None)
+        async def run(emit: Callable[[Event], None]) -> Vetting:
+            async with self._admitted():
+                return await self._run(wanted, request_id, emit)
 
-        producer = asyncio.create_task(produce())
-        try:
-            while (event := await events.get()) is not None:
-                yield event
-            yield {"event": "result", "vetting": await producer}
-        finally:
-            producer.cancel()
-            await asyncio.wait({producer})
+        return told(run, "vetting")
 
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
