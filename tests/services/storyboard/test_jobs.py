@@ -172,10 +172,14 @@ async def test_fifty_jobs_are_claimed_oldest_first_and_each_once(database: Datab
             ids.append((await created(one)).id)
             await asyncio.sleep(0.002)  # SQLite's clock counts milliseconds
         taken: dict[str, list[str]] = {}
+        began = {"0": asyncio.Event(), "1": asyncio.Event()}
 
         async def take(store: SQLJobStore, worker: str) -> None:
             while (lease := await claimed(store, worker=worker)) is not None:
                 taken.setdefault(worker, []).append(lease.job_id)
+                began[worker[0]].set()
+                # Neither store may be through before the other has had its turn at the file.
+                await asyncio.gather(*(event.wait() for event in began.values()))
 
         workers = [(store, f"{i}-{n}") for i, store in enumerate((one, other)) for n in range(4)]
         await asyncio.gather(*(take(*worker) for worker in workers))
