@@ -168,6 +168,9 @@ class _Fetch:
         except UploadsMissing as missing:
             return self._made(channel, (), _why_no_uploads(channel, missing), ())
         videos, missed = await self._videos(channel, listed, gone, is_known)
+        if any(unseen.why not in GONE for unseen in missed):
+            # What could not be read is asked for in full next time.
+            self._etags.pop("videos", None)
         return self._made(channel, videos, missed, listed)
 
     async def _channel(self) -> Channel:

@@ -715,7 +715,7 @@ async def test_a_connection_that_breaks_is_not_silently_asked_twice(
 async def test_what_did_not_change_is_not_sent_again(
     source: YouTubeSource, youtube: FakeYouTube
 ) -> None:
-    for name in (COOKING, "gaps-private-and-deleted", "gaps-incomplete-data"):
+    for name in (COOKING, "gaps-private-and-deleted"):
         youtube.reset()
         channel = ref(youtube.channels[name])
         first = await source.refetch(channel, None)
@@ -727,6 +727,19 @@ async def test_what_did_not_change_is_not_sent_again(
         assert again.snapshot.fetched_at > first.snapshot.fetched_at
         same = {"fetched_at": first.snapshot.fetched_at, "bytes": first.snapshot.bytes}
         assert replace(again.snapshot, **same) == first.snapshot
+
+
+async def test_videos_that_could_not_be_read_are_asked_for_again_in_full(
+    source: YouTubeSource, youtube: FakeYouTube, cooking: DescribedChannel
+) -> None:
+    whole = await source.refetch(ref(cooking), None)
+    youtube.fail("videos", "bad_items", times=1)
+    garbled = await source.refetch(ref(cooking), None)
+    assert garbled.snapshot.not_looked_at
+    mended = await source.refetch(ref(cooking), garbled)
+    assert mended.snapshot.videos == whole.snapshot.videos
+    assert not mended.snapshot.not_looked_at
+    assert [call.if_none_match for call in youtube.calls_of("videos")] == [None, None, None]
 
 
 async def test_a_new_video_is_seen_and_old_tags_are_not_sent_for_other_ids(
