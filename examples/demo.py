@@ -1,5 +1,6 @@
 """`make demo`: starts the whole system, evaluates the sample proposals at once, draws four frames
-in four styles in one batch, then a storyboard of the first proposal, and stops cleanly.
+in four styles in one batch, then a storyboard of the first proposal, vets two channels of a fake
+YouTube, and stops cleanly.
 
 Shows what each stage decides as it decides it, and the feedback or summary as it is written.
 `--svg FILE` saves the last screen as a picture; the pictures are in `frames.png`,
@@ -30,8 +31,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bentos.running import StartError, running_system
+from examples.events import events
 from examples.frames import MEDIUM, draw_frames, save
 from examples.storyboard import draw_storyboard, told
+from examples.vetting import fake_youtube, vet_channels
 from services.shared.settings import ServiceSettings
 
 HERE = Path(__file__).parent
@@ -130,12 +133,8 @@ async def follow(client: httpx.AsyncClient, sample: Sample) -> None:
                 await response.aread()
                 sample.error = response.json()["detail"]
                 return
-            event = ""
-            async for line in response.aiter_lines():
-                if line.startswith("event: "):
-                    event = line.removeprefix("event: ")
-                elif line.startswith("data: "):
-                    sample.take(event, json.loads(line.removeprefix("data: ")))
+            async for event in events(response):
+                sample.take(event.name, event.data)
     except FAILURES as error:
         sample.error = f"{type(error).__name__}: {error}"
     finally:
@@ -229,7 +228,7 @@ def picture(console: Console) -> str:
     help="Where the storyboard goes; its PDF beside it.",
 )
 def main(svg: Path | None, frames: Path, storyboard: Path) -> None:
-    """Evaluate the sample proposals, and draw, with the system started for it."""
+    """Evaluate, draw and vet samples, with the system started for it."""
     console = Console(record=svg is not None, width=100 if svg else None)
     samples = [
         Sample(file, json.loads(file.read_text("utf-8"))) for file in sorted(HERE.glob("*.json"))
@@ -237,14 +236,16 @@ def main(svg: Path | None, frames: Path, storyboard: Path) -> None:
     started = time.monotonic()
     try:
         with (
+            fake_youtube() as youtube,
             console.status("Starting vLLM and the services (about a minute)") as status,
-            running_system() as system,
+            running_system(environment=youtube) as system,
         ):
             status.stop()
             console.print(f"Ready after {time.monotonic() - started:.0f} s: {system.model}")
             asyncio.run(evaluate_all(console, system.base_url, samples))
             asyncio.run(draw(console, system.base_url, frames))
             asyncio.run(tell_a_story(console, system.base_url, samples[0].proposal, storyboard))
+            is_vetted = asyncio.run(vet_channels(console, system.base_url))
             next_steps(console, "http://127.0.0.1:3000")
     except (StartError, *FAILURES) as error:
         console.print(f"[red]{type(error).__name__}: {error}[/red]", highlight=False)
@@ -252,7 +253,8 @@ def main(svg: Path | None, frames: Path, storyboard: Path) -> None:
     console.print("Stopped.")
     if svg is not None:
         svg.write_text(picture(console), "utf-8")
-    sys.exit(1 if any(sample.error or not sample.result for sample in samples) else 0)
+    is_evaluated = all(sample.result and not sample.error for sample in samples)
+    sys.exit(0 if is_evaluated and is_vetted else 1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ again, by the Idempotency-Key that it left behind.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from uuid import uuid4
 import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from examples.events import Event, events
 
 SCENES, SEED = 6, 4
 WITHIN_S = 900.0
@@ -110,10 +111,11 @@ async def _follow_to_the_end(
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("Writing and drawing a storyboard", total=1.0)
         while not followed.is_over:
-            async for event, data in _events(client, storyboard_id, followed):
-                followed.take(event, data)
-                if event == "scene":
-                    bar.console.print(f"  scene {data['n']}  {followed.scenes[data['n']]}")
+            async for event in _events(client, storyboard_id, followed):
+                followed.take(event.name, event.data)
+                if event.name == "scene":
+                    n = event.data["n"]
+                    bar.console.print(f"  scene {n}  {followed.scenes[n]}")
                 bar.update(task, completed=followed.progress)
             if not followed.is_over:
                 await asyncio.sleep(RETRY_S)
@@ -121,22 +123,16 @@ async def _follow_to_the_end(
 
 async def _events(
     client: httpx.AsyncClient, storyboard_id: str, followed: Followed
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+) -> AsyncIterator[Event]:
     """What has not been seen yet; ends with the stream, whatever cut it."""
     headers = {"Last-Event-ID": followed.last_id} if followed.last_id else {}
     url = f"/v1/storyboards/{storyboard_id}/events"
-    event = ""
     try:
         async with client.stream("GET", url, headers=headers, timeout=SILENCE_S) as response:
             response.raise_for_status()
-            async for line in response.aiter_lines():
-                name, _, value = line.partition(": ")
-                if name == "event":
-                    event = value
-                elif name == "id":
-                    followed.last_id = value
-                elif name == "data":
-                    yield event, json.loads(value)
+            async for event in events(response):
+                followed.last_id = event.id or followed.last_id
+                yield event
     except httpx.TransportError:
         return
 
