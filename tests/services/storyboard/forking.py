@@ -3,6 +3,7 @@
 `python -m tests.services.storyboard.forking` imports everything once and forks a child for each
 line of JSON on its standard input: {"what", "port", "settings", "crash"}. It answers with the
 child's process id. `crash` is a boundary and how often it is passed before the child kills itself.
+An application is built once for all children with the same settings, and opened in each of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Awaitable, Iterator
@@ -120,12 +122,18 @@ def application(what: str, settings: dict[str, Any], crash: Crash) -> Any:
 
 def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    built: dict[str, tuple[Any, Crash]] = {}
     for line in sys.stdin:
         asked = json.loads(line)
+        key = json.dumps([asked["what"], asked["settings"]])
+        if key not in built:
+            crash = Crash()
+            built[key] = application(asked["what"], asked["settings"], crash), crash
+        app, crash = built[key]
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            app = application(asked["what"], asked["settings"], Crash(*asked["crash"]))
+            crash.boundary, crash.left = asked["crash"]
             uvicorn.run(app, port=asked["port"], log_level="error")
             os._exit(0)
         sys.stdout.write(f"{pid}\n")
@@ -184,14 +192,19 @@ def forks() -> Iterator[Forks]:
             process.kill()
 
 
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Without certificates, which take longer to read than these tests' requests to be answered."""
+
+
 def is_up(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/livez", timeout=2).status_code < 500
+        url = f"http://127.0.0.1:{port}/livez"
+        return httpx.get(url, timeout=2, verify=PLAIN).status_code < 500
     except httpx.HTTPError:
         return False
 
 
-__all__ = ["BOUNDARIES", "Forks", "forks", "free_port", "is_up", "kill", "lives"]
+__all__ = ["BOUNDARIES", "PLAIN", "Forks", "forks", "free_port", "is_up", "kill", "lives"]
 
 
 if __name__ == "__main__":

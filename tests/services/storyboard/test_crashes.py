@@ -23,6 +23,7 @@ from tests.services.storyboard.conftest import (
 )
 from tests.services.storyboard.forking import (
     BOUNDARIES,
+    PLAIN,
     Forks,
     forks,
     free_port,
@@ -65,7 +66,7 @@ class Killable:
 
     @property
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=5, verify=PLAIN)
 
     def start(self, crash: tuple[str, int] = ("", 0)) -> None:
         self.pid = self.forks.start("storyboard", self.settings, self.port, crash)
