@@ -90,11 +90,13 @@ def _closing(result: dict[str, Any]) -> list[RenderableType]:
 def fake_youtube() -> Iterator[dict[str, str]]:
     """The variables that point the vetting service at it."""
     channels = Channels.load()
-    with serve_youtube(Channels({name: channels[name] for name in CHANNELS})) as youtube:
+    described = Channels({name: channels[name] for name in CHANNELS})
+    with serve_youtube(described, picture_base_url="https://i.ytimg.com") as youtube:
         yield {
             "JOING_YOUTUBE_KEY": KEY,
             "JOING_VETTING_YOUTUBE_URL": youtube.base_url,
             "JOING_VETTING_PICTURES_URL": youtube.base_url,
+            "JOING_VETTING_CALL_TIMEOUT_S": "300",  # the embedded model, next to other work
             # No embedded model sees pictures; their text is read all the same.
             "JOING_VETTING_TEXT_ONLY": "true",
         }

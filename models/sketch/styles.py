@@ -24,6 +24,8 @@ PANELS = 300
 FIRST_SEED = 2_000_000
 """No seed of the model's own training set."""
 
+SOURCES = "picture,source,licence\n*,drawn by models/sketch/panels.py,Apache-2.0\n"
+
 _CAPTION_SEED = 8
 
 
@@ -31,7 +33,6 @@ def draw_set(style: str, folder: Path, panels: int = PANELS) -> None:
     """Writes `panels` pictures, their captions and where they come from into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(_CAPTION_SEED)  # noqa: S311  (data, no secret)
-    names = []
     for number in range(panels):
         seed, aspect = FIRST_SEED + number, ASPECTS[number % len(ASPECTS)]
         scene = scene_of(seed, aspect)
@@ -39,9 +40,7 @@ def draw_set(style: str, folder: Path, panels: int = PANELS) -> None:
         draw(scene, seed, style).save(picture)
         text = caption(scene, rng, STYLES[style])
         picture.with_suffix(".txt").write_text(text + "\n", "utf-8")
-        names.append(picture.name)
-    rows = [f"{name},drawn by models/sketch/panels.py,Apache-2.0" for name in names]
-    (folder / "sources.csv").write_text("\n".join(("file,source,licence", *rows)) + "\n", "utf-8")
+    (folder / "sources.csv").write_text(SOURCES, "utf-8")
 
 
 @click.command()

@@ -27,7 +27,7 @@ from services.evaluation.prompts.library import PromptLibrary
 from services.evaluation.schemas import Deliberation, Evaluation, Replay, Steps, Summary
 from services.evaluation.settings import EvaluationSettings
 from services.evaluation.volume import VolumeMeter
-from services.evaluation.warming import Warming
+from services.evaluation.warming import PROMPTS, Warming
 from services.shared.errors import (
     DeadlineExceeded,
     FieldError,
@@ -99,7 +99,8 @@ async def wired(settings: EvaluationSettings) -> AsyncIterator[Wiring]:
             client, key=key, model=settings.llm_model, timeout_s=settings.call_timeout_s
         )
         library = PromptLibrary()
-        library.get(settings.prompt_version, "content")
+        for prompt in PROMPTS:
+            library.get(settings.version_for(prompt), prompt)
         interviewer = Interviewer(model, library)
         evaluator = Evaluator(
             settings,
@@ -108,7 +109,7 @@ async def wired(settings: EvaluationSettings) -> AsyncIterator[Wiring]:
             meter=VolumeMeter(),
             store=store,
         )
-        warming = Warming(interviewer, settings.prompt_version, settings.llm_model)
+        warming = Warming(interviewer, settings)
         yield Wiring(evaluator, store, warming)
 
 

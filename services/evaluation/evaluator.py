@@ -26,9 +26,11 @@ from services.evaluation.nodes import (
     State,
     Work,
     deliberate,
+    model_for,
     passages_of,
     stages_of,
     summary_of,
+    version_for,
 )
 from services.evaluation.ports import EvaluationStore
 from services.evaluation.schemas import Deliberation, Evaluation, Replay, Steps, Summary
@@ -39,6 +41,7 @@ from services.shared.language_model import ModelUnavailable
 from services.shared.proposals import Proposal
 from services.shared.streaming import Event, told
 
+JUDGES = ("content", "deliberation")
 log = structlog.get_logger()
 
 
@@ -132,8 +135,8 @@ class Evaluator:
             state = State(proposal=proposal.model_dump(mode="json"), plan=plan)
             return Deliberation(
                 stage=await deliberate(state, self._work(journal)),
-                model=plan["model"],
-                prompt_version=plan["prompt_version"],
+                model=model_for(plan, "deliberation"),
+                prompt_version=version_for(plan, "deliberation"),
                 usage=journal.usage,
             )
 
@@ -148,10 +151,13 @@ class Evaluator:
             self._running -= 1
 
     async def _plan(self) -> Plan:
-        model = self._settings.llm_model or await self._interviewer.model.default_model()
+        settings = self._settings
+        model = settings.llm_model or await self._interviewer.model.default_model()
         return Plan(
             model=model,
-            prompt_version=self._settings.prompt_version,
+            prompt_version=settings.prompt_version,
+            models={name: settings.model_for(name) or model for name in JUDGES},
+            prompt_versions={name: settings.version_for(name) for name in JUDGES},
             content_threshold=self._settings.content_threshold,
             borderline_margin=self._settings.borderline_margin,
             deliberation_limit=self._settings.deliberation_limit,
@@ -166,7 +172,7 @@ class Evaluator:
         parent = await self._graph.aget_state(_config(parent_id))
         if not parent.values:
             raise NothingToReplay(f"Evaluation {parent_id} left no checkpoint to start from.")
-        plan: Plan = {**parent.values["plan"], **_changes(replay)}  # type: ignore[typeddict-item]
+        plan = _changed(parent.values["plan"], replay)
         self._interviewer.library.get(plan["prompt_version"], "content")
         kept = {
             key: value
@@ -241,8 +247,12 @@ def _config(thread_id: str) -> RunnableConfig:
     return {"configurable": {"thread_id": thread_id}, "recursion_limit": RECURSION_LIMIT}
 
 
-def _changes(replay: Replay) -> dict[str, Any]:
-    return replay.model_dump(exclude={"from_stage"}, exclude_none=True)
+def _changed(plan: Plan, replay: Replay) -> Plan:
+    """`plan` with what the replay gives; another model or prompt version is for every stage."""
+    given = replay.model_dump(exclude={"from_stage"}, exclude_none=True)
+    by_stage: dict[str, Any] = {"models": {}} if replay.model else {}
+    by_stage |= {"prompt_versions": {}} if replay.prompt_version else {}
+    return cast(Plan, {**plan, **given, **by_stage})
 
 
 def _evaluation(run: _Run, state: Any) -> Evaluation:

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from services.evaluation.journal import Entry
 from services.evaluation.policy import SECOND_RUN_SEED, SECOND_RUN_TEMPERATURE
-from services.evaluation.prompts.library import PromptLibrary
-from services.shared.language_model import Call, LanguageModel, Reply, accepted
+from services.evaluation.prompts.library import Prompt, PromptLibrary
+from services.shared.language_model import Call, LanguageModel, Message, Reply, accepted
 from services.shared.passages import Passages
 from services.shared.proposals import Proposal
 
@@ -42,18 +42,10 @@ class Interviewer:
         a step is not greedy. Raises UnknownPrompt.
         """
         prompt = self.library.get(version, name)
-        language = proposal.answer_language
-        messages = prompt.render(
-            passages,
-            media_type=proposal.media_type,
-            category=proposal.category,
-            language=language,
-            findings=findings,
-        )
         call = Call(
-            messages=tuple(messages),
+            messages=messages_of(prompt, proposal, passages, findings),
             schema_name=prompt.head.answer,
-            schema=self.library.schema(prompt, language),
+            schema=self.library.schema(prompt, proposal.answer_language),
             max_tokens=prompt.head.max_tokens,
             call_id=call_id,
             model=model,
@@ -81,6 +73,21 @@ class Interviewer:
                 yield text[len(told) :]
                 told = text
         yield _accept(entry, answer)
+
+
+def messages_of(
+    prompt: Prompt, proposal: Proposal, passages: Passages, findings: Sequence[str] = ()
+) -> tuple[Message, ...]:
+    """What a model is sent to put `prompt` to `proposal`: by the service, and in training."""
+    return tuple(
+        prompt.render(
+            passages,
+            media_type=proposal.media_type,
+            category=proposal.category,
+            language=proposal.answer_language,
+            findings=findings,
+        )
+    )
 
 
 def _accept(entry: Entry, answer: type[A]) -> A:

@@ -58,6 +58,20 @@ class Plan(TypedDict):
     borderline_margin: int
     deliberation_limit: int
     judging: str
+    models: NotRequired[dict[str, str]]
+    """By stage, where a stage is not put to `model`."""
+    prompt_versions: NotRequired[dict[str, str]]
+    """The same for `prompt_version`."""
+
+
+def model_for(plan: Plan, name: str) -> str:
+    """The model that prompt `name` is put to."""
+    return plan.get("models", {}).get(name, plan["model"])
+
+
+def version_for(plan: Plan, name: str) -> str:
+    """The version of prompt `name`."""
+    return plan.get("prompt_versions", {}).get(name, plan["prompt_version"])
 
 
 class State(TypedDict):
@@ -110,22 +124,24 @@ async def volume(state: State, runtime: Runtime[Work]) -> Update:
 
 
 async def content(state: State, runtime: Runtime[Work]) -> Update:
-    """Does it hold together? A second run settles a borderline total."""
+    """Does it hold together?"""
+    return await _announced("content", judge_content(state, runtime.context))
+
+
+async def judge_content(state: State, work: Work) -> ContentStage:
+    """The stage by itself. A second run settles a borderline total. Raises ModelUnavailable."""
     plan = state["plan"]
     doubt = ContentStage(outcome=Outcome.REVIEW, threshold=plan["content_threshold"])
 
     async def run(attempt: int) -> ContentStage:
-        answer, passages = await _ask(state, runtime.context, "content", ContentAnswer, attempt)
+        answer, passages = await _ask(state, work, "content", ContentAnswer, attempt)
         return policy.content_stage(answer, passages, plan["content_threshold"])
 
-    return await _announced(
-        "content",
-        _judge(
-            doubt,
-            run,
-            is_borderline=lambda s: policy.is_content_borderline(s, plan["borderline_margin"]),
-            settle=policy.settle_content,
-        ),
+    return await _judge(
+        doubt,
+        run,
+        is_borderline=lambda s: policy.is_content_borderline(s, plan["borderline_margin"]),
+        settle=policy.settle_content,
     )
 
 
@@ -269,12 +285,12 @@ async def _ask(
     with work.journal.step(name, {"proposal": state["proposal"]}, attempt) as entry:
         call = work.interviewer.call(
             name,
-            plan["prompt_version"],
+            version_for(plan, name),
             proposal,
             passages,
             entry,
             call_id=f"{work.journal.request_id}-{name}-{attempt}",
-            model=plan["model"],
+            model=model_for(plan, name),
         )
         return await work.interviewer.ask(call, answer, entry), passages
 
@@ -289,12 +305,12 @@ async def _write(
     with work.journal.step(name, given) as entry:
         call = work.interviewer.call(
             name,
-            plan["prompt_version"],
+            version_for(plan, name),
             proposal,
             passages_of(proposal),
             entry,
             call_id=f"{work.journal.request_id}-{name}",
-            model=plan["model"],
+            model=model_for(plan, name),
             findings=findings,
         )
         async for piece in work.interviewer.stream(call, answer, entry):

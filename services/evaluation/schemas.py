@@ -147,8 +147,10 @@ class Evaluation(Wire):
     stages: list[Stage]
     feedback: Feedback | None
     summary: Summary | None
-    model: str = Field(description="The served model's name.")
-    prompt_version: str
+    model: str = Field(
+        description="The served model's name. Where a stage was put to another, its step says so."
+    )
+    prompt_version: str = Field(description="The same holds for it.")
     usage: Usage
     duration_ms: float = Field(ge=0)
 

@@ -18,6 +18,20 @@ class EvaluationSettings(GraphSettings):
     )
 
     prompt_version: str = Field("2", description="A folder of services/evaluation/prompts.")
+    content_model: str | None = Field(
+        None,
+        description="Model that judges content, such as a LoRA that the llm service lists; "
+        "None: as llm_model.",
+    )
+    content_prompt_version: str | None = Field(
+        None, description="Prompt version for content; None: as prompt_version."
+    )
+    deliberation_model: str | None = Field(
+        None, description="Model that judges deliberation; None: as llm_model."
+    )
+    deliberation_prompt_version: str | None = Field(
+        None, description="Prompt version for deliberation; None: as prompt_version."
+    )
     volume_short_form: VolumeThresholds = Field(
         default_factory=VolumeThresholds.short_form,
         description="What is enough for a short video, as a JSON object; calibrated defaults.",
@@ -47,6 +61,18 @@ class EvaluationSettings(GraphSettings):
     max_concurrent: int = Field(
         64, ge=1, le=4_096, description="Evaluations at the same time; more are told to come back."
     )
+
+    def model_for(self, prompt: str) -> str | None:
+        """The model that `prompt` goes to; None: the first that the server lists."""
+        own = {"content": self.content_model, "deliberation": self.deliberation_model}
+        return own.get(prompt) or self.llm_model
+
+    def version_for(self, prompt: str) -> str:
+        own = {
+            "content": self.content_prompt_version,
+            "deliberation": self.deliberation_prompt_version,
+        }
+        return own.get(prompt) or self.prompt_version
 
     def volume_thresholds(self) -> dict[MediaType, VolumeThresholds]:
         return {"short_form": self.volume_short_form, "long_form": self.volume_long_form}

@@ -1,4 +1,4 @@
-"""What a prompt in the sketch model's grammar asks to see: the right answers to the judge's questions.
+"""What a prompt in the sketch model's grammar asks to see: the right answers to its judge.
 
 The reverse of `models.sketch.scene.caption`. A question that the prompt does not answer, or answers
 twice, is left out. Pure: knows nothing of pictures.

@@ -82,7 +82,7 @@ def style_distance(drawn: dict[str, Vectors], trained: dict[str, Vectors]) -> di
     return {"all": together, **apart}
 
 
-def energy_distance(one_NF: Vectors, other_MF: Vectors) -> float:  # noqa: N803
+def energy_distance(one_NF: Vectors, other_MF: Vectors) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'|, without pairing a picture with itself."""
     if min(len(one_NF), len(other_MF)) < FEWEST:
         raise ValueError(f"a set of pictures needs {FEWEST} to be compared")
@@ -149,12 +149,12 @@ def _joined(groups: dict[str, Vectors]) -> Vectors:
     return np.concatenate([groups[group] for group in GROUPS], axis=1)
 
 
-def _within(set_NF: Vectors) -> float:  # noqa: N803
+def _within(set_NF: Vectors) -> float:
     count = len(set_NF)
     return float(_distances(set_NF, set_NF).sum() / (count * (count - 1)))
 
 
-def _distances(one_NF: Vectors, other_MF: Vectors) -> NDArray[np.float64]:  # noqa: N803
+def _distances(one_NF: Vectors, other_MF: Vectors) -> NDArray[np.float64]:
     distances: NDArray[np.float64] = np.stack(
         [np.sqrt(((row - other_MF) ** 2).sum(1)) for row in one_NF]
     )

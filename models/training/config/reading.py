@@ -2,7 +2,8 @@
 
 Refuses what the schema refuses, and what AI-Toolkit would stop at or quietly take differently
 (unset `${ENV}`, dates, keys written twice). What is merely unwise is for `rules`. `[name]` is
-replaced as AI-Toolkit does, everywhere.
+replaced as AI-Toolkit does, everywhere. Keys that AI-Toolkit has for other models (`is_xl`) are
+passed over; `keys.ELSEWHERE` lists them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from models.training.config.documents import (
     duplicates,
     load_document,
 )
+from models.training.config.keys import without_elsewhere
 from models.training.config.schema import TrainingFile
 from models.training.errors import ConfigRefused
 
@@ -50,7 +52,7 @@ def config_of(document: Document) -> TrainingFile:
     """`read_config` for a document at hand."""
     for place, why in _faults(document):
         raise ConfigRefused(f"{document.name}:{place.line}:{place.column}: {why}")
-    return TrainingFile.model_validate(with_name(document.plain()))
+    return TrainingFile.model_validate(without_elsewhere(with_name(document.plain())))
 
 
 def _faults(document: Document) -> Iterator[tuple[Place, str]]:
@@ -70,7 +72,7 @@ def violations(root: Node, plain: Any) -> list[Violation]:
     if not isinstance(plain, dict):
         return [Violation((), "dict_type", "a configuration is a mapping", {}, plain)]
     try:
-        TrainingFile.model_validate(with_name(plain))
+        TrainingFile.model_validate(without_elsewhere(with_name(plain)))
     except ValidationError as invalid:
         found = (_violation(root, error) for error in invalid.errors(include_url=False))
         return list({violation.path: violation for violation in found}.values())

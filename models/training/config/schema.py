@@ -129,8 +129,8 @@ class Dataset(_Section):
 
     @property
     def folder(self) -> str | None:
-        """`folder_path`, or the newer `dataset_path`, which may be a JSON file."""
-        return self.folder_path or self.dataset_path
+        """`dataset_path`, which may be a JSON file and wins, or `folder_path`."""
+        return self.dataset_path or self.folder_path
 
     @property
     def caption_suffix(self) -> str:
@@ -142,7 +142,7 @@ class Ema(_Section):
     """The moving average of the LoRA's weights: it is what gets saved and sampled."""
 
     use_ema: bool = False
-    ema_decay: Fraction = 0.999
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     use_feedback: bool = False
     param_multiplier: Number = 1.0
 

@@ -9,6 +9,7 @@ cut to one line and decides nothing. Knows httpx, no picture library and no file
 """
 
 import base64
+import json
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,6 +26,7 @@ ATTEMPTS = 3
 FIRST_PAUSE_S = 0.5
 MAX_TOKENS = 160
 MAX_CHARACTERS = 600
+MAX_BYTES = 1_000_000
 
 _BUSY = (429, 500, 502, 503, 504)
 _INSTRUCTIONS = (
@@ -110,9 +112,7 @@ class Captioner:
             if attempt:
                 time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
             try:
-                answer = self._client.post(
-                    f"{self.seer.url.rstrip('/')}/chat/completions", json=body
-                )
+                status, text = self._post(body)
             except httpx.TimeoutException:
                 raise CaptioningFailed(f"no answer within {self.seer.timeout_s:g} s") from None
             except (httpx.ConnectError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -123,19 +123,34 @@ class Captioner:
             except httpx.TransportError as error:
                 why = f"the connection broke ({type(error).__name__})"
                 continue
-            if answer.status_code not in _BUSY:
-                return self._read(answer)
-            why = f"the server said {answer.status_code}"
+            if status not in _BUSY:
+                return self._read(status, text)
+            why = f"the server said {status}"
         raise CaptioningFailed(f"{why}, {ATTEMPTS} times")
 
-    def _read(self, answer: httpx.Response) -> Any:
-        if answer.status_code != 200:
+    def _post(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        """Status and body. httpx bounds each read; the loop bounds them all, and the size."""
+        ends = time.monotonic() + self.seer.timeout_s
+        url = f"{self.seer.url.rstrip('/')}/chat/completions"
+        text = b""
+        with self._client.stream("POST", url, json=body) as answer:
+            for chunk in answer.iter_bytes():
+                text += chunk
+                if time.monotonic() > ends:
+                    raise httpx.ReadTimeout("the answer trickles")
+                if len(text) > MAX_BYTES:
+                    raise CaptioningFailed(f"the answer is over {MAX_BYTES:,} bytes long")
+        return answer.status_code, text
+
+    def _read(self, status: int, text: bytes) -> Any:
+        if status != 200:
+            said = one_line(text.decode(errors="replace"))[:200]
             raise DatasetUnusable(
-                f"{self.seer.url} says {answer.status_code} to a picture for {self.seer.model!r} "
-                f"({one_line(answer.text)[:200]}): name a served model that can see, and its key"
+                f"{self.seer.url} says {status} to a picture for {self.seer.model!r} ({said}): "
+                "name a served model that can see, and its key"
             )
         try:
-            return answer.json()
+            return json.loads(text)
         except ValueError as error:
             raise CaptioningFailed("the answer is no JSON") from error
 

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -41,8 +41,11 @@ _MENDED = {Kind.TRIGGER_INSIDE_WORD, Kind.MISLABELLED}
 """Errors that preparing takes away; a mislabelled picture is still one of three formats."""
 _CAPTIONED = {Kind.MISSING_CAPTION, Kind.EMPTY_CAPTION}
 """Errors that a model which sees takes away."""
+_MENDS = {Kind.TRIGGER_MISSING, Kind.DASHES, Kind.ROTATED, Kind.TRANSPARENT, *_MENDED, *_CAPTIONED}
 _TAKEN = ("JPEG", "PNG", "WEBP")
 _JOURNAL = ".journal.jsonl"
+_BESIDE = ("report.html",)
+"""What `finish` may put beside the pictures."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -75,14 +78,23 @@ class Order:
 
 @dataclass
 class Preparation:
-    """What came of it. `findings` are those of the original folder and of the captioning."""
+    """What came of it."""
 
     inspection: Inspection
     manifest: Manifest
     findings: list[Finding]
-    kept: int = 0
+    """What is left of the original folder's, and the captioning's."""
+    mended: list[Finding]
+    """What the prepared pictures no longer have."""
+    kept: int
     """Pictures that an earlier run had prepared."""
-    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Pictures of the original folder that were not prepared, sorted."""
+        listing = self.inspection.listing
+        names = {listing.name(file) for file in (*listing.pictures, *listing.unsupported)}
+        return sorted(names - {picture.original for picture in self.manifest.pictures})
 
 
 Finish = Callable[[Path, Preparation], None]
@@ -108,15 +120,13 @@ def prepare(
         run.take_over(before)
         run.work(tick)
         done = run.finished()
-        done.skipped = sorted(
-            set(_names(inspection)) - {p.original for p in done.manifest.pictures}
-        )
         if before == done.manifest:
             shutil.rmtree(run.partial)
             finish(out, done)
         else:
             finish(run.partial, done)
             _write(run.partial / manifest.FILE, done.manifest.text().encode())
+            (run.partial / _JOURNAL).unlink()
             _publish(run.partial, out)
         return done
 
@@ -140,9 +150,7 @@ class _Run:
     def take_over(self, before: Manifest | None) -> None:
         """Keep what the journal and the finished folder have that is still right."""
         self.partial.mkdir(parents=True, exist_ok=True)
-        (self.partial / manifest.FILE).unlink(missing_ok=True)
-        known = _journalled(self.partial)
-        for entry in known:
+        for entry in _known(self.partial):
             if self._is_ordered(entry) and _is_intact(self.partial, entry):
                 self._done[entry.name] = entry
         for entry in before.pictures if before else ():
@@ -231,7 +239,6 @@ class _Run:
             raise DatasetUnusable(
                 f"no picture of {self._inspection.listing.folder} can be prepared ({worst})"
             )
-        (self.partial / _JOURNAL).unlink()
         pictures = tuple(self._done[name] for name in sorted(self._done))
         made = Manifest(
             trigger=self._recipe.trigger,
@@ -242,29 +249,22 @@ class _Run:
             licences=tuple(sorted({picture.licence for picture in pictures})),
             pictures=pictures,
         )
-        return Preparation(self._inspection, made, findings, self._kept)
-
-
-def _names(inspection: Inspection) -> list[str]:
-    listing = inspection.listing
-    return [listing.name(file) for file in (*listing.pictures, *listing.unsupported)]
+        prepared = {picture.original for picture in pictures}
+        mended = [f for f in findings if f.kind in _MENDS and f.file in prepared]
+        left = [finding for finding in findings if finding not in mended]
+        return Preparation(self._inspection, made, left, mended, self._kept)
 
 
 def _orders(inspection: Inspection, recipe: Recipe, captioner: Captioner | None) -> Iterator[Order]:
     """What of the folder can be prepared."""
     if inspection.sources.problem:
         raise DatasetUnusable(f"{inspection.listing.folder / str(inspection.sources.problem)}")
+    mended = _MENDED | (_CAPTIONED if captioner else set())
+    broken = {finding.file for finding in inspection.errors if finding.kind not in mended}
     for picture in inspection.listing.pictures:
         name = inspection.listing.name(picture)
-        if _is_fit(inspection, name, captioner):
+        if name not in broken and inspection.looks[name].format in _TAKEN:
             yield _order(inspection, recipe, picture, captioner)
-
-
-def _is_fit(inspection: Inspection, name: str, captioner: Captioner | None) -> bool:
-    """True when every error of the picture's is one that preparing takes away."""
-    mended = _MENDED | (_CAPTIONED if captioner else set())
-    errors = {finding.kind for finding in inspection.errors if finding.file == name}
-    return errors <= mended and inspection.looks[name].format in _TAKEN
 
 
 def _order(
@@ -313,7 +313,7 @@ def _partial(out: Path) -> Path:
 
 
 def _old(out: Path) -> Path:
-    return out.with_name(f"{out.name}.old")
+    return out.with_name(f".{out.name}.replaced")
 
 
 @contextmanager
@@ -346,7 +346,7 @@ def _recover(out: Path) -> None:
     if not old.exists():
         return
     if out.exists():
-        shutil.rmtree(old)
+        _remove(old)
     else:
         old.rename(out)
 
@@ -358,7 +358,19 @@ def _publish(partial: Path, out: Path) -> None:
         out.rename(old)
     partial.rename(out)
     if old.exists():
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(old: Path) -> None:
+    """What was OUT before, and had nothing of a person's in it."""
+    if manifest.read_manifest(old) is None:
+        raise DatasetUnusable(f"{old} is in the way: move it elsewhere")
+    for path in old.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != manifest.FILE:
+            path.unlink()
+    shutil.rmtree(old)
 
 
 def _intact(out: Path) -> Manifest | None:
@@ -371,6 +383,8 @@ def _intact(out: Path) -> Manifest | None:
             raise DatasetUnusable(f"{out} holds what was not prepared: choose an empty folder")
         out.rmdir()
         return None
+    if strays := _strays(out, before):
+        raise DatasetUnusable(f"{strays[0]} was not prepared and would be lost: move it elsewhere")
     for entry in before.pictures:
         if not _is_intact(out, entry):
             raise DatasetUnusable(
@@ -378,6 +392,19 @@ def _intact(out: Path) -> Manifest | None:
                 "change in the original folder, or choose another folder to prepare into"
             )
     return before
+
+
+def _strays(out: Path, before: Manifest) -> list[Path]:
+    """Files of a person's. Folders that begin with _ or . are trainers' caches."""
+    ours = {out / name for name in (manifest.FILE, *_BESIDE)}
+    for entry in before.pictures:
+        ours |= {out / entry.name, (out / entry.name).with_suffix(".txt")}
+    strays: list[Path] = []
+    for root, folders, files in os.walk(out):
+        folders[:] = [name for name in folders if not name.startswith(("_", "."))]
+        shown = [Path(root) / name for name in files if not name.startswith(".")]
+        strays += [file for file in shown if file not in ours]
+    return sorted(strays)
 
 
 def _is_intact(folder: Path, entry: Prepared) -> bool:
@@ -390,11 +417,17 @@ def _is_intact(folder: Path, entry: Prepared) -> bool:
         return False
 
 
-def _journalled(partial: Path) -> list[Prepared]:
-    """Whole lines only: the last may have been cut off."""
+def _known(partial: Path) -> list[Prepared]:
+    """What an earlier run finished. Of the journal whole lines only: the last may be cut off.
+
+    Raises DatasetUnusable for a folder of that name that is not ours.
+    """
+    whole = manifest.read_manifest(partial)
     file = partial / _JOURNAL
     if not file.is_file():
-        return []
+        if whole is None and any(path.name != _writing(file).name for path in partial.iterdir()):
+            raise DatasetUnusable(f"{partial} is in the way: move it elsewhere")
+        return list(whole.pictures) if whole else []
     entries = []
     for line in file.read_bytes().splitlines():
         try:
@@ -426,9 +459,13 @@ def _sweep(partial: Path, done: dict[str, Prepared]) -> None:
 
 def _write(file: Path, data: bytes) -> None:
     """Whole or not at all, also when the power fails."""
-    written = file.with_name(f".{file.name}.writing")
+    written = _writing(file)
     with written.open("wb") as opened:
         opened.write(data)
         opened.flush()
         os.fsync(opened.fileno())
     written.replace(file)
+
+
+def _writing(file: Path) -> Path:
+    return file.with_name(f".{file.name}.writing")
