@@ -1,7 +1,7 @@
 """How alike two pictures are in what they show: for variety, and for what was learnt by heart.
 
 Two measures that fail differently. A `form` is a 32 x 32 picture of lightness at mean 0 and
-deviation 1; the distance of two is sqrt(1 - their correlation): 0 for copies, however bright or
+length 1; the distance of two is sqrt(1 - their correlation): 0 for copies, however bright or
 pale, about 1 for strangers. A perceptual hash (the 64 signs of low DCT frequencies: Zauner, 2010;
 the package imagehash) counts differing bits: copies that were scaled, sharpened or compressed stay
 within about 10 of 64, strangers differ in about half.
@@ -144,4 +144,5 @@ def _hash(grey: Image.Image) -> NDArray[np.bool_]:
 def _apart(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """sqrt((|a|^2 + |b|^2) / 2 - a b), which is sqrt(1 - correlation) of two that have a form."""
     lengths = (one**2).sum(1)[:, None] + (other**2).sum(1)[None]
-    return np.sqrt(np.maximum(lengths / 2 - one @ other.T, 0.0))
+    apart: NDArray[np.float64] = np.sqrt(np.maximum(lengths / 2 - one @ other.T, 0.0))
+    return apart
