@@ -4,6 +4,7 @@ A bucket of resolution R has about R x R pixels, never more, and is never larger
 nothing is enlarged. Pure: knows no file, no torch. All sizes are pixels.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from PIL import Image
@@ -33,9 +34,9 @@ def bucket_for(width: int, height: int, *, resolution: int, multiple: int) -> Bu
     """
     area = min(resolution * resolution, width * height)
     found = [
-        bucket
+        Bucket(bucket_width, bucket_height)
         for bucket_width in range(multiple, width + 1, multiple)
-        if (bucket := _highest(bucket_width, height, area, multiple)) is not None
+        for bucket_height in _heights(bucket_width, width, height, area, multiple)
     ]
     if not found:
         raise DatasetUnusable(
@@ -68,13 +69,14 @@ def fit(image: Image.Image, bucket: Bucket) -> Image.Image:
     return image.resize(bucket, Image.Resampling.LANCZOS, box=box)
 
 
-def _highest(bucket_width: int, height: int, area: int, multiple: int) -> Bucket | None:
-    """The highest bucket of this width within the picture and the area; None beyond 1:4 or 4:1."""
-    most = min(height, area // bucket_width, bucket_width * MAX_ASPECT)
-    bucket_height = most // multiple * multiple
-    if bucket_height == 0 or bucket_width > bucket_height * MAX_ASPECT:
-        return None
-    return Bucket(bucket_width, bucket_height)
+def _heights(bucket_width: int, width: int, height: int, area: int, multiple: int) -> Iterator[int]:
+    """Heights worth a look for this width: the highest that picture and area allow, and the two
+    about the picture's own shape; none beyond 1:4 or 4:1."""
+    highest = min(height, area // bucket_width, bucket_width * MAX_ASPECT) // multiple
+    own = bucket_width * height // (width * multiple)
+    for steps in sorted({highest, own, own + 1}):
+        if 0 < steps <= highest and bucket_width <= steps * multiple * MAX_ASPECT:
+            yield steps * multiple
 
 
 def _worth(bucket: Bucket, width: int, height: int) -> float:

@@ -4,11 +4,14 @@ Changes nothing. Reads each picture once, a few at a time. Knows no torch and no
 """
 
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from PIL import Image
 
 from models.training.dataset.buckets import Bucket, bucket_for, kept_share
 from models.training.dataset.captions import has_trigger, hides_trigger
@@ -133,7 +136,8 @@ def _case_findings(listing: Listing) -> Iterable[Finding]:
 
 def _look_at_all(found: Inspection, tick: Tick) -> None:
     pictures = found.listing.pictures
-    with ThreadPoolExecutor(max_workers=_workers()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=_workers()) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is a finding
         for done, (file, seen) in enumerate(zip(pictures, pool.map(_look, pictures), strict=True)):
             name = found.listing.name(file)
             if isinstance(seen, Look):

@@ -251,7 +251,7 @@ class _Run:
         )
         prepared = {picture.original for picture in pictures}
         mended = [f for f in findings if f.kind in _MENDS and f.file in prepared]
-        left = [finding for finding in findings if finding not in mended]
+        left = [f for f in findings if f.kind not in _MENDS or f.file not in prepared]
         return Preparation(self._inspection, made, left, mended, self._kept)
 
 
@@ -363,14 +363,14 @@ def _publish(partial: Path, out: Path) -> None:
 
 def _remove(old: Path) -> None:
     """What was OUT before, and had nothing of a person's in it."""
-    if manifest.read_manifest(old) is None:
+    if any(old.iterdir()) and manifest.read_manifest(old) is None:
         raise DatasetUnusable(f"{old} is in the way: move it elsewhere")
     for path in old.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != manifest.FILE:
             path.unlink()
-    shutil.rmtree(old)
+    shutil.rmtree(old)  # the manifest last: until then it is known for ours
 
 
 def _intact(out: Path) -> Manifest | None:
