@@ -145,7 +145,9 @@ def measure(
     """The first column is the one that the way to the style is measured from."""
     styles = [_style(cells[column.label], trained) for column in columns]
     return tuple(
-        _column_figures(column, cells[column.label], trained, scorer, style, styles[0])
+        _column_figures(
+            column, cells[column.label], trained, scorer, style=style, base_style=styles[0]
+        )
         for column, style in zip(columns, styles, strict=True)
     )
 
@@ -167,8 +169,9 @@ def _column_figures(
     cells: Sequence[Cell],
     trained: Trained | None,
     scorer: Scorer | None,
+    *,
     style: dict[str, float] | None,
-    from_style: dict[str, float] | None,
+    base_style: dict[str, float] | None,
 ) -> ColumnFigures:
     images = [cell.open() for cell in cells]
     shapes = [likeness.shape_of(image) for image in images]
@@ -184,7 +187,7 @@ def _column_figures(
         guidance=column.guidance if column.model.has_guidance else None,
         size=f"{column.width}x{column.height}",
         style=style,
-        way_to_style=_way(style, from_style),
+        way_to_style=_way(style, base_style),
         following=_following(images, cells, scorer),
         diversity=varied and varied[0],
         diversity_bits=varied and varied[1],
