@@ -80,5 +80,5 @@ def _heights(bucket_width: int, width: int, height: int, area: int, multiple: in
 
 
 def _worth(bucket: Bucket, width: int, height: int) -> float:
-    """What is cropped away counts twice: it is lost, where fewer pixels are only less sharp."""
-    return kept_share(width, height, bucket) ** 2 * bucket.width * bucket.height
+    """What is cropped away weighs more: it is lost, where fewer pixels are only less sharp."""
+    return kept_share(width, height, bucket) ** 3 * bucket.width * bucket.height

@@ -298,7 +298,9 @@ def _order(
 def _png(order: Order) -> bytes:
     """The picture in its bucket, without metadata. Raises PictureUnusable."""
     stream = BytesIO()
-    fit(upright_rgb(order.original), order.bucket).save(stream, "PNG")
+    fitted = fit(upright_rgb(order.original), order.bucket)
+    fitted.info.clear()  # Pillow would write the original's profile beside colours in sRGB
+    fitted.save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -29,7 +29,7 @@ def test_a_bucket_lies_within_its_picture_and_the_budget(
 def test_large_pictures_lose_little_and_use_the_budget(height: int, aspect: float) -> None:
     width = round(height * aspect)
     bucket = bucket_for(width, height, resolution=512, multiple=16)
-    assert kept_share(width, height, bucket) > 0.94
+    assert kept_share(width, height, bucket) > 0.95
     assert bucket.width * bucket.height > 0.85 * 512**2
 
 
