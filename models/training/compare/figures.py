@@ -54,6 +54,14 @@ class Copy(_Figures):
     is_suspect: bool
 
 
+class Picture(_Figures):
+    """One drawn picture; `file` lies in `pictures` beside compare.json."""
+
+    file: str
+    prompt: str
+    seed: int
+
+
 class ColumnFigures(_Figures):
     label: str
     model: str
@@ -78,6 +86,7 @@ class ColumnFigures(_Figures):
     seconds: float | None
     """Median of the pictures that this run drew, each alone, from encoded prompt to pixels."""
     seconds_of: int
+    pictures: tuple[Picture, ...]
 
 
 class TrainingFigures(_Figures):
@@ -195,6 +204,7 @@ def _column_figures(
         suspects=sum(copy.is_suspect for copy in copies) if trained else None,
         seconds=float(np.median(seconds)) if seconds else None,
         seconds_of=len(seconds),
+        pictures=tuple(Picture(file=c.file.name, prompt=c.prompt, seed=c.seed) for c in cells),
     )
 
 

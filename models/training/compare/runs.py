@@ -110,8 +110,9 @@ def _configured(file: Path, folder: Path | None) -> Run:
 
 
 def _checkpoints(folder: Path, name: str, steps: int) -> tuple[Checkpoint, ...]:
-    numbered = [f for f in folder.glob(f"{name}_*.safetensors") if _STEP.search(f.stem)]
-    found = [read_checkpoint(file) for file in sorted(numbered)]
+    own = re.compile(rf"{re.escape(name)}_\d{{9}}\.safetensors")
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [read_checkpoint(file) for file in there if own.fullmatch(file.name)]
     if (final := folder / f"{name}.safetensors").is_file():
         last = read_checkpoint(final, final_step=steps)
         found.append(read_checkpoint(final, f"final, step {last.step}", steps))
