@@ -12,6 +12,7 @@ BENCHMARKS: dict[str, bool] = {
     "evaluation": True,
     "images": True,
     "storyboards": True,
+    "vetting": True,
 }
 """By name, in order; True for those that know --quick."""
 
