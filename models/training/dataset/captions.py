@@ -44,7 +44,8 @@ def dressed(caption: str, *, trigger: str = "", style_words: str = "") -> str:
     begins = re.match(rf"{re.escape(trigger)}(?!\w)", caption)
     if not begins and has_words(caption, trigger):
         return caption if _has(caption, style_words) else f"{caption}, {style_words}"
-    rest = caption[begins.end() :] if begins else f", {caption}"
+    joined = " " if style_words and caption.startswith(style_words) else ", "
+    rest = caption[begins.end() :] if begins else joined + caption
     if _has(caption, style_words):
         return f"{trigger}{rest}"
     return f"{trigger} {style_words}, {rest.lstrip(' ,')}".rstrip(" ,")

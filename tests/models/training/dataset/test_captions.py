@@ -18,7 +18,7 @@ TRIGGER, STYLE = "ink style", "black and white color illustration"
         (f"{TRIGGER} a dog", f"{TRIGGER} {STYLE}, a dog"),
         (f"{TRIGGER}, a dog", f"{TRIGGER} {STYLE}, a dog"),
         (f"{TRIGGER} {STYLE}, a dog", f"{TRIGGER} {STYLE}, a dog"),
-        (f"{STYLE}, a dog", f"{TRIGGER}, {STYLE}, a dog"),
+        (f"{STYLE}, a dog", f"{TRIGGER} {STYLE}, a dog"),
         (f"a dog in {TRIGGER}", f"a dog in {TRIGGER}, {STYLE}"),
         ("[trigger] a dog", f"{TRIGGER} {STYLE}, a dog"),
         ("pink styled dogs", f"{TRIGGER} {STYLE}, pink styled dogs"),

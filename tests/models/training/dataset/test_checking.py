@@ -80,8 +80,8 @@ def rotated(folder: Path) -> None:
 
 
 def retouched(folder: Path) -> None:
-    """The first picture, smaller, with a mark and lossy."""
-    image = Image.open(folder / "a.png").resize((240, 180))
+    """The first picture, smaller, darker, with a mark and lossy."""
+    image = Image.open(folder / "a.png").resize((180, 135)).point(lambda level: level * 0.8)
     ImageDraw.Draw(image).rectangle((5, 5, 20, 12), "white")
     image.save(folder / "b.jpg", quality=70)
 
