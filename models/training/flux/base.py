@@ -100,9 +100,7 @@ def load_encoders(base: Base, dtype: torch.dtype) -> Any:
     dtypes = {"default": dtype, "vae": torch.float32}
     pipeline = _loaded(
         base,
-        lambda: FluxPipeline.from_pretrained(
-            base.folder, transformer=None, torch_dtype=dtypes, **_LOCAL
-        ),
+        lambda: FluxPipeline.from_pretrained(base.folder, transformer=None, dtype=dtypes, **_LOCAL),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -115,7 +113,7 @@ def load_transformer(base: Base, dtype: torch.dtype) -> Any:
     transformer = _loaded(
         base,
         lambda: FluxTransformer2DModel.from_pretrained(
-            base.folder, subfolder=_TRANSFORMER, torch_dtype=dtype, **_LOCAL
+            base.folder, subfolder=_TRANSFORMER, dtype=dtype, **_LOCAL
         ),
     )
     return transformer.requires_grad_(False).train()

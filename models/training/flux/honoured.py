@@ -136,8 +136,6 @@ def _dataset(dataset: Dataset, path: str, train: Train) -> Iterator[str]:
         )
     if dataset.folder_path and dataset.dataset_path:
         yield f"{path} has folder_path and dataset_path: keep one"
-    if dataset.bucket_tolerance % 16:
-        yield f"{path}.bucket_tolerance is {dataset.bucket_tolerance}, no multiple of 16"
 
 
 def _sample(sample: Sample) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 Every epoch gives each item a random key. A bucket's items are cut into batches in the order of
 their keys, and batches of all buckets follow each other in the order of their first keys. So sizes
-are mixed, each item comes once an epoch, and with one bucket the items come in the same order whatever
-the batch size: two batches of one are one batch of two. Pure: items are numbers.
+are mixed, each item comes once an epoch, and with one bucket the items come in the same order
+whatever the batch size: two batches of one are one batch of two. Pure: items are numbers.
 """
 
 from collections.abc import Hashable, Sequence

@@ -77,8 +77,7 @@ def bell(sigma_B: Tensor, *, flat_below_half: bool = False) -> Tensor:
 def loss_per_picture(
     drawn_BLC: Tensor, target_BLC: Tensor, weights_BL: Tensor, *, squared: bool = True
 ) -> Tensor:
-    """[B], float32: the mean square, or absolute value, of the miss over tokens and channels, tokens
-    counting by their weight."""
+    """[B], float32: the mean square (or absolute value) of the miss, tokens counting by weight."""
     miss_BLC = drawn_BLC.float() - target_BLC.float()
     miss_BL = (miss_BLC.square() if squared else miss_BLC.abs()).mean(-1)
     return (miss_BL * weights_BL).mean(-1)
