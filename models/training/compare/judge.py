@@ -60,7 +60,7 @@ def answers(judge: Classifier, images: Sequence[Image.Image]) -> list[dict[str, 
     for image in images:
         aspect: Aspect = "16:9" if image.width >= image.height else "9:16"
         panel = ImageOps.fit(image.convert("RGB"), SIZES_PX[aspect], Image.Resampling.LANCZOS)
-        given = judge(lightness(np.asarray(panel)[None]))
+        given = judge(lightness(np.array(panel)[None]))
         found.append({name: QUESTIONS[name][0][int(said.argmax())] for name, said in given.items()})
     return found
 
