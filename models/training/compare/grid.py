@@ -48,7 +48,7 @@ def _fitted(size: tuple[int, int]) -> tuple[int, int]:
 
 def _write_prompt(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], height: int) -> None:
     font = _font(_SMALL_PX)
-    room = _PROMPT_PX - 2 * _GAP_PX
+    room = 0.85 * (_PROMPT_PX - 2 * _GAP_PX)  # letters are not all as wide
     characters = max(8, int(len(text) * room / max(1.0, font.getlength(text))))
     lines = max(1, height // (_SMALL_PX + 4))
     wrapped = textwrap.wrap(text, characters, max_lines=lines, placeholder=" ...")
