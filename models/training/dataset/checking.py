@@ -40,12 +40,14 @@ class Rules:
     resolutions: tuple[int, ...] = (512,)
     multiple: int = 16
     min_side: int | None = None
-    """None: half of the smallest resolution, the short side of its longest bucket."""
+    """None: the short side of the smallest resolution's longest bucket, about half of it."""
     trigger: str = ""
 
     @property
     def shortest_px(self) -> int:
-        return min(self.resolutions) // 2 if self.min_side is None else self.min_side
+        if self.min_side is not None:
+            return self.min_side
+        return min(self.resolutions) // 2 // self.multiple * self.multiple
 
 
 @dataclass
@@ -183,7 +185,7 @@ def _size_findings(name: str, seen: Look, rules: Rules) -> Iterable[Finding]:
         why = f"{size}: its shorter side is under {shortest} pixels"
         yield Finding(Kind.TOO_SMALL, name, why)
         return
-    lacking = [r for r in rules.resolutions if seen.width * seen.height < r * r * _FILLED]
+    lacking = [r for r in rules.resolutions if _falls_short(seen, r, rules.multiple)]
     if lacking:
         why = f"{size} has not the pixels of {', '.join(map(str, sorted(lacking)))}"
         yield Finding(Kind.BELOW_RESOLUTION, name, why)
@@ -195,8 +197,16 @@ def _size_findings(name: str, seen: Look, rules: Rules) -> Iterable[Finding]:
         yield Finding(Kind.MUCH_CROPPED, name, why)
 
 
+def _falls_short(seen: Look, resolution: int, multiple: int) -> bool:
+    """True when a larger picture of this shape would get a clearly larger bucket."""
+    own = bucket_for(seen.width, seen.height, resolution=resolution, multiple=multiple)
+    larger = resolution * seen.width, resolution * seen.height
+    full = bucket_for(*larger, resolution=resolution, multiple=multiple)
+    return own.width * own.height < _FILLED * full.width * full.height
+
+
 _FILLED = 0.85
-"""Buckets are cut to steps: a picture of this share of the pixels may fill one."""
+"""Of the larger bucket's pixels: at small resolutions the next step is that far."""
 
 
 def _likeness_findings(looks: dict[str, Look]) -> Iterable[Finding]:

@@ -37,7 +37,7 @@ multiple_option = click.option(
 min_side_option = click.option(
     "--min-side",
     type=click.IntRange(min=1),
-    show_default="half of the smallest resolution",
+    show_default="about half of the smallest resolution",
     help="Pixels that the shorter side of a picture has at least.",
 )
 

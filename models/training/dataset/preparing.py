@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ def prepare(
         run.work(tick)
         done = run.finished()
         if before == done.manifest:
-            shutil.rmtree(run.partial)
+            _remove(run.partial, last=_JOURNAL)
             finish(out, done)
         else:
             finish(run.partial, done)
@@ -150,7 +150,9 @@ class _Run:
     def take_over(self, before: Manifest | None) -> None:
         """Keep what the journal and the finished folder have that is still right."""
         self.partial.mkdir(parents=True, exist_ok=True)
-        for entry in _known(self.partial):
+        known = _known(self.partial)
+        self._write_journal(known)
+        for entry in known:
             if self._is_ordered(entry) and _is_intact(self.partial, entry):
                 self._done[entry.name] = entry
         for entry in before.pictures if before else ():
@@ -158,8 +160,12 @@ class _Run:
                 _copy(self.out, self.partial, entry)
                 self._done[entry.name] = entry
         self._kept = len(self._done)
+        self._write_journal(self._done.values())
         _sweep(self.partial, self._done)
-        lines = "".join(f"{entry.model_dump_json()}\n" for entry in self._done.values())
+
+    def _write_journal(self, entries: Iterable[Prepared]) -> None:
+        """While the journal is there, the folder is known for ours."""
+        lines = "".join(f"{entry.model_dump_json()}\n" for entry in entries)
         _write(self.partial / _JOURNAL, lines.encode())
 
     def _is_ordered(self, entry: Prepared) -> bool:
@@ -347,8 +353,10 @@ def _recover(out: Path) -> None:
     old = _old(out)
     if not old.exists():
         return
+    if any(old.iterdir()) and manifest.read_manifest(old) is None:
+        raise DatasetUnusable(f"{old} is in the way: move it elsewhere")
     if out.exists():
-        _remove(old)
+        _remove(old, last=manifest.FILE)
     else:
         old.rename(out)
 
@@ -360,19 +368,18 @@ def _publish(partial: Path, out: Path) -> None:
         out.rename(old)
     partial.rename(out)
     if old.exists():
-        _remove(old)
+        _remove(old, last=manifest.FILE)
 
 
-def _remove(old: Path) -> None:
-    """What was OUT before, and had nothing of a person's in it."""
-    if any(old.iterdir()) and manifest.read_manifest(old) is None:
-        raise DatasetUnusable(f"{old} is in the way: move it elsewhere")
-    for path in old.iterdir():
+def _remove(folder: Path, *, last: str) -> None:
+    """A folder of ours, which the file `last` tells from others until nothing else is in it."""
+    for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != manifest.FILE:
+        elif path.name != last:
             path.unlink()
-    shutil.rmtree(old)  # the manifest last: until then it is known for ours
+    (folder / last).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _intact(out: Path) -> Manifest | None:
@@ -449,7 +456,7 @@ def _copy(out: Path, partial: Path, entry: Prepared) -> None:
 def _sweep(partial: Path, done: dict[str, Prepared]) -> None:
     """Take away what an earlier run left that this one does not want."""
     wanted = {partial / name for name in done}
-    wanted |= {file.with_suffix(".txt") for file in wanted}
+    wanted |= {file.with_suffix(".txt") for file in wanted} | {partial / _JOURNAL}
     for root, folders, files in os.walk(partial, topdown=False):
         for name in files:
             if (file := Path(root) / name) not in wanted:

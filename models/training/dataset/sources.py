@@ -4,8 +4,8 @@
     cat.png,https://example.org/cat,CC-BY-4.0
     *,drawn by us,CC0-1.0
 
-A picture is named by its path below the folder; the line `*` is for every other picture. Knows
-one file; decides nothing.
+A picture is named by its path below the folder; the line `*` is for every other picture. A folder
+that was prepared tells it in its manifest. Decides nothing.
 """
 
 import csv
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.training.dataset.findings import Finding, Kind
+from models.training.dataset.manifest import read_manifest
 
 FILE = "sources.csv"
 _COLUMNS = ("picture", "source", "licence")
@@ -44,7 +45,9 @@ def read_sources(folder: Path) -> Sources:
     """An absent file is no problem: it says nothing."""
     file = folder / FILE
     if not file.is_file():
-        return Sources()
+        made = read_manifest(folder)
+        pictures = made.pictures if made else ()
+        return Sources({p.name: Source(p.source, p.licence) for p in pictures})
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             lines = csv.DictReader(opened, strict=True)

@@ -37,10 +37,10 @@ class Act:
 
 @dataclass
 class SeeingServer:
-    """Acts are used up one a call; afterwards every picture is described truly."""
+    """Acts are used up one a call; None, and no act, describes the picture truly."""
 
     url: str = ""
-    acts: deque[Act] = field(default_factory=deque)
+    acts: deque[Act | None] = field(default_factory=deque)
     calls: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     busiest: int = 0
@@ -51,7 +51,8 @@ class SeeingServer:
     def answer(self, call: dict[str, Any]) -> Act:
         with self.lock:
             self.calls.append(call)
-            return self.acts.popleft() if self.acts else Act(f"a {describe(call)} picture")
+            act = self.acts.popleft() if self.acts else None
+            return act or Act(f"a {describe(call)} picture")
 
 
 def describe(call: dict[str, Any]) -> str:

@@ -4,6 +4,8 @@ and the same command over the same folder makes the same bytes however often it 
 from __future__ import annotations
 
 import json
+import os
+import re
 import resource
 import shutil
 import signal
@@ -21,6 +23,7 @@ from PIL import Image, ImageCms
 
 from models.training.__main__ import cli
 from models.training.dataset.captioning import Captioner, Seer
+from models.training.dataset.checking import inspect
 from models.training.dataset.findings import Kind
 from models.training.dataset.folder import data_hash, file_hash, read_examples
 from models.training.dataset.manifest import Manifest, read_manifest
@@ -153,6 +156,12 @@ def test_what_is_broken_is_left_out_and_named(folder: Path, out: Path) -> None:
     assert {finding.file for finding in done.findings} == set(done.skipped)
     assert (Kind.MISLABELLED, "c.webp") in {(f.kind, f.file) for f in done.mended}
     assert len(read(out).pictures) == 3
+
+
+def test_what_is_prepared_passes_the_check(folder: Path, out: Path) -> None:
+    put(folder, "long.png", 12, (1200, 300))
+    prepare(folder, out, replace(RECIPE, resolution=147))
+    assert inspect(out, replace(RECIPE, resolution=147).rules).findings == []
 
 
 def test_a_missing_licence_is_kept_as_missing_and_named(folder: Path, out: Path) -> None:
@@ -295,32 +304,82 @@ OPTIONS = ("--resolution", str(RESOLUTION), "--trigger", TRIGGER, "--style-words
 
 
 def test_killed_at_any_time_it_ends_in_the_same_bytes(
-    folder: Path, out: Path, tmp_path: Path
+    folder: Path, out: Path, tmp_path: Path, server: SeeingServer
 ) -> None:
-    """SIGKILL after ever more pictures, in the process that a person would start."""
-    for number in range(40, 60):
-        put(folder, f"more/{number}.png", number)
-    argv = [*COMMAND, str(folder), str(out), *OPTIONS]
-    journal = out.with_name("out.partial") / ".journal.jsonl"
-    resumed = 0
-    for wanted in (3, 11):
+    """SIGKILL to the process that a person would start, while it waits for one more caption."""
+    for number in range(40, 50):
+        put(folder, f"more/{number}.png", number).with_suffix(".txt").unlink()
+    options = [*OPTIONS, "--caption-with", server.url, "--model", "eyes", "--concurrency", "1"]
+    argv = [*COMMAND, str(folder), str(out), *options]
+    for answered in (2, 4):
+        server.acts.extend([*[None] * answered, Act(delay_s=60)])
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
         ends = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < ends:
-            if journal.is_file() and len(journal.read_bytes().splitlines()) >= wanted:
-                break
-        process.send_signal(signal.SIGKILL)
-        if process.wait(60) == -signal.SIGKILL:
-            assert not out.exists()
-            resumed += 1
-    last = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-    assert resumed
-    assert "(0 of them before)" not in last.stdout
-    prepared = CliRunner().invoke(
-        cli, ["dataset", "prepare", str(folder), str(tmp_path / "whole" / "out"), *OPTIONS]
-    )
-    assert prepared.exit_code == 0, prepared.output
-    assert contents(tmp_path / "whole" / "out") == contents(out)
+        while server.acts and process.poll() is None and time.monotonic() < ends:
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+        assert not out.exists()
+    words = ["dataset", "prepare", str(folder)]
+    last = CliRunner().invoke(cli, [*words, str(out), *options])
+    kept = re.search(r"15 pictures prepared .*\((\d+) of them before\)", last.output)
+    assert kept, last.output
+    assert 6 <= int(kept[1]) < 15
+    whole = tmp_path / "whole" / "out"
+    assert CliRunner().invoke(cli, [*words, str(whole), *options]).exit_code == 0
+    assert contents(whole) == contents(out)
+
+
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
+
+
+def crashed(after: int, folder: Path, out: Path, recipe: Recipe) -> bool:
+    """Prepares in a child process that ends, without a word, before its change number `after`."""
+    changes = 0
+
+    def count(event: str, args: tuple[object, ...]) -> None:
+        nonlocal changes
+        writes = (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if event in CHANGES or writes:
+            changes += 1
+            if changes > after:
+                os._exit(9)
+
+    if (child := os.fork()) == 0:
+        sys.addaudithook(count)
+        prepare(folder, out, recipe)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_crash_before_any_change_to_the_disk_is_survived(folder: Path, tmp_path: Path) -> None:
+    """With an older OUT to keep from and to replace; OUT is whole or absent, and comes to be."""
+    for name in ("c.webp", "c.txt", "b.jpg", "b.txt", "below"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    put(folder, "b.png", 1, (96, 96))
+    recipe = Recipe(96, trigger=TRIGGER)
+    first, wanted, out = tmp_path / "first", tmp_path / "wanted", tmp_path / "out"
+    prepare(folder, first, recipe)
+    (folder / "b.txt").write_text("a cat")
+    prepare(folder, wanted, recipe)
+    whole = contents(first), contents(wanted)
+    after = 0
+    while True:
+        shutil.copytree(first, out)
+        if not crashed(after, folder, out, recipe):
+            break
+        assert not out.exists() or contents(out) in whole
+        prepare(folder, out, recipe)
+        assert contents(out) == whole[1]
+        assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+            "first", "out", "pictures", "wanted",
+        }  # fmt: skip
+        shutil.rmtree(out)
+        after += 1
+    assert after > 20
 
 
 def test_a_full_disk_is_one_sentence_and_goes_on_later(folder: Path, out: Path) -> None:
