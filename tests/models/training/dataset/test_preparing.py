@@ -339,19 +339,24 @@ def crashed(after: int, folder: Path, out: Path, recipe: Recipe) -> bool:
 
     def count(event: str, args: tuple[object, ...]) -> None:
         nonlocal changes
-        writes = (
-            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-        )
+        flags = args[2] if event == "open" and isinstance(args[2], int) else 0
+        writes = flags & (os.O_WRONLY | os.O_RDWR)
         if event in CHANGES or writes:
             changes += 1
             if changes > after:
                 os._exit(9)
 
     if (child := os.fork()) == 0:
-        sys.addaudithook(count)
-        prepare(folder, out, recipe)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        status = 1
+        try:
+            sys.addaudithook(count)
+            prepare(folder, out, recipe)
+            status = 0
+        finally:
+            os._exit(status)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9
 
 
 def test_a_crash_before_any_change_to_the_disk_is_survived(folder: Path, tmp_path: Path) -> None:
