@@ -107,8 +107,36 @@ def command(target: Path | None, models: str | None, seeds: int, **options: Any)
     _be_quiet()
     with _bar() as bar:
         made = compare(asked, bar)
+    _print_figures(made[-1])
     for file in made:
         click.echo(file)
+
+
+def _print_figures(file: Path) -> None:
+    """The table of the report, in short."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.training.compare.figures import Comparison
+
+    def told(value: float | None, error: float | None = None) -> str:
+        text = "not measured" if value is None else f"{value:.2f}"
+        return text if error is None else f"{text} ± {error:.2f}"
+
+    found = Comparison.model_validate_json(file.read_bytes())
+    table = Table(
+        "", "distance to the style", "prompt followed", "variety", "copies?", "s an image"
+    )
+    for column in found.columns:
+        table.add_row(
+            column.label,
+            told(column.style["all"] if column.style else None, column.style_error),
+            told(column.following.mean if column.following else None),
+            told(column.diversity),
+            "not measured" if column.suspects is None else str(column.suspects),
+            told(column.seconds),
+        )
+    Console().print(table)
 
 
 @contextmanager

@@ -90,6 +90,18 @@ def energy_distance(one_NF: Vectors, other_MF: Vectors) -> float:
     return float(2 * between - _within(one_NF) - _within(other_MF))
 
 
+def distance_error(drawn: dict[str, Vectors], trained: dict[str, Vectors]) -> float | None:
+    """The standard error of `all`, for other prompts and seeds might have been drawn: a jackknife
+    over the drawn pictures (Arvesen, Jackknifing U-statistics, 1969). None below three.
+    """
+    one, other = _joined(drawn), _joined(trained)
+    count = len(one)
+    if count <= FEWEST:
+        return None
+    without = [energy_distance(np.delete(one, n, axis=0), other) for n in range(count)]
+    return float(np.sqrt((count - 1) * np.var(without)))
+
+
 def halves_distance(trained: dict[str, Vectors]) -> float | None:
     """Between every other picture of a set and the rest: what no difference of style looks like.
 

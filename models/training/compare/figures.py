@@ -73,6 +73,8 @@ class ColumnFigures(_Figures):
     style: dict[str, float] | None
     """Energy distances to the training pictures, `all` groups of features and each; units of
     features.py."""
+    style_error: float | None
+    """Standard error of `all`: differences below it are chance."""
     way_to_style: float | None
     """The share of the base's distance that is gone: 0 the base, 1 the style."""
     following: Following | None
@@ -153,10 +155,9 @@ def measure(
 ) -> tuple[ColumnFigures, ...]:
     """The first column is the one that the way to the style is measured from."""
     styles = [_style(cells[column.label], trained) for column in columns]
+    start = styles[0].distances if styles[0] else None
     return tuple(
-        _column_figures(
-            column, cells[column.label], trained, scorer, style=style, base_style=styles[0]
-        )
+        _column_figures(column, cells[column.label], trained, scorer, style=style, start=start)
         for column, style in zip(columns, styles, strict=True)
     )
 
@@ -179,8 +180,8 @@ def _column_figures(
     trained: Trained | None,
     scorer: Scorer | None,
     *,
-    style: dict[str, float] | None,
-    base_style: dict[str, float] | None,
+    style: _Style | None,
+    start: dict[str, float] | None,
 ) -> ColumnFigures:
     images = [cell.open() for cell in cells]
     shapes = [likeness.shape_of(image) for image in images]
@@ -195,8 +196,9 @@ def _column_figures(
         steps=column.steps,
         guidance=column.guidance if column.model.has_guidance else None,
         size=f"{column.width}x{column.height}",
-        style=style,
-        way_to_style=_way(style, base_style),
+        style=style.distances if style else None,
+        style_error=style.error if style else None,
+        way_to_style=_way(style.distances if style else None, start),
         following=_following(images, cells, scorer),
         diversity=varied and varied[0],
         diversity_bits=varied and varied[1],
@@ -208,11 +210,20 @@ def _column_figures(
     )
 
 
-def _style(cells: Sequence[Cell], trained: Trained | None) -> dict[str, float] | None:
+@dataclass(frozen=True)
+class _Style:
+    distances: dict[str, float]
+    error: float | None
+
+
+def _style(cells: Sequence[Cell], trained: Trained | None) -> _Style | None:
     if trained is None or len(cells) < features.FEWEST:
         return None
     drawn = features.vectors([cell.open() for cell in cells])
-    return features.style_distance(drawn, trained.styles)
+    return _Style(
+        features.style_distance(drawn, trained.styles),
+        features.distance_error(drawn, trained.styles),
+    )
 
 
 def _way(style: dict[str, float] | None, start: dict[str, float] | None) -> float | None:

@@ -64,7 +64,11 @@ def _pairs(
     for column in columns:
         files = {cell.file.name: cell for cell in cells[column.label]}
         shown: list[dict[str, object]] = [
-            {"likeness": copy, "drawn": _uri(files[copy.drawn]), "trained": _data(index[copy.trained])}
+            {
+                "likeness": copy,
+                "drawn": _uri(files[copy.drawn]),
+                "trained": _data(index[copy.trained]),
+            }
             for copy in column.copies[:_PAIRS]
         ]
         found.append((column.label, shown))

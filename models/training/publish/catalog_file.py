@@ -17,7 +17,7 @@ from pathlib import Path
 from models.catalog import CATALOG_FILE, Catalog, EmbeddedSource, LoraRow, load_catalog
 from models.errors import CatalogInvalid
 from models.training.dataset.folder import file_hash
-from models.training.errors import PublishRefused
+from models.training.errors import OutOfDisk, PublishRefused
 from models.training.flux.storage import write_whole
 from models.training.publish.chosen import Chosen
 
@@ -29,7 +29,7 @@ def add_to_catalog(chosen: Chosen, file: Path = CATALOG_FILE) -> bool:
     """Copies the weights to where `file`'s LoRAs of that base lie and writes the row. False when
     all of it was there already.
 
-    Raises PublishRefused, and then nothing has changed.
+    Raises PublishRefused, OSError and OutOfDisk, and then nothing has changed.
     """
     _require_own(file)
     if not _NAME.fullmatch(chosen.name):
@@ -43,15 +43,14 @@ def add_to_catalog(chosen: Chosen, file: Path = CATALOG_FILE) -> bool:
     is_copied = weights.is_file() and file_hash(weights) == chosen.digest
     if is_copied and written == text:
         return False
-    was_there = weights.exists()
+    before = weights.read_bytes() if weights.is_file() else None
     if not is_copied:
         write_whole(weights, chosen.file.read_bytes())
     try:
         if written != text:
             write_whole(file, written.encode())
-    except OSError:
-        if not was_there:
-            weights.unlink()
+    except (OSError, OutOfDisk):
+        weights.unlink() if before is None else write_whole(weights, before)
         raise
     return True
 

@@ -58,6 +58,14 @@ def test_lightness_is_cielabs() -> None:
     assert features.lab_of(image)[0, 0] == pytest.approx([53.24, 80.09, 67.20], abs=0.05)
 
 
+def test_the_error_is_about_what_other_pictures_would_have_made_of_it() -> None:
+    ink = features.vectors(TRAINED)
+    sets = [features.vectors(panels("sketch", range(n, n + 12))) for n in range(0, 120, 12)]
+    spread = np.std([features.style_distance(one, ink)["all"] for one in sets])
+    errors = [features.distance_error(one, ink) for one in sets]
+    assert 0.5 * spread < np.mean(errors) < 2 * spread
+
+
 def test_one_picture_is_no_set() -> None:
     one = features.vectors(TRAINED[:1])
     with pytest.raises(ValueError, match="needs 2"):

@@ -108,6 +108,21 @@ def test_names_that_are_somebody_elses(catalog_file: Path, name: str, words: str
     assert not list(catalog_file.parent.rglob("*.safetensors"))
 
 
+def test_a_catalog_that_cannot_be_written_leaves_the_weights_as_they_were(
+    catalog_file: Path,
+) -> None:
+    add_to_catalog(chosen("mine"), catalog_file)
+    weights, text = location(catalog_file, "mine"), catalog_file.read_text("utf-8")
+    blocked = catalog_file.with_name("catalog.toml.part")  # where its new text would arrive
+    blocked.mkdir()
+    for name in ("mine", "new"):
+        with pytest.raises(OSError, match=r"catalog\.toml"):
+            add_to_catalog(chosen(name, SEPIA, trigger="other words"), catalog_file)
+    assert weights.read_bytes() == INK.read_bytes()
+    assert list(weights.parent.iterdir()) == [weights]
+    assert catalog_file.read_text("utf-8") == text
+
+
 def test_an_installed_catalog_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "site-packages" / "models" / "catalog.toml"
     file.parent.mkdir(parents=True)
@@ -211,8 +226,8 @@ def comparison(digest: str) -> Comparison:
     def column(label: str, lora: str | None, style: float, follows: Following) -> ColumnFigures:
         return ColumnFigures(
             label=label, model="sketch", lora_digest=lora, lora_scale=1.0, steps=8, guidance=3.0,
-            size="192x112", style={"all": style}, way_to_style=None, following=follows,
-            diversity=None, diversity_bits=None, copies=(), suspects=0, seconds=None, seconds_of=0,
+            size="192x112", style={"all": style}, style_error=None, way_to_style=None,
+            following=follows, diversity=None, diversity_bits=None, copies=(), suspects=0, seconds=None, seconds_of=0,
             pictures=(Picture(file="a.png", prompt="ink style", seed=1),),
         )  # fmt: skip
 
