@@ -1,38 +1,31 @@
-"""A checked folder made into one that can be trained on: OUT, which appears whole or not at all.
+"""A checked folder made into one that can be trained on: OUT.
 
-Pictures are prepared in `OUT.partial`, each with its caption and then a line in a journal. A run
-that was killed goes on from the journal; what it had finished is kept where nothing that it depends
-on has changed. The manifest is written last, and OUT appears in one rename. Nothing that could not
-be made again by the same command is ever deleted.
+A run that was killed goes on, and what earlier runs prepared is kept where nothing that it depends
+on has changed: picture, bucket, caption, source and settings, together its recipe. Two runs over
+the same folder end in the same bytes. The original folder is read only.
 
-The original folder is read only. Knows no terminal and no torch.
+Knows no terminal and no torch; how OUT comes to be whole is staging.py's.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock, Timeout
-from pydantic import ValidationError
-
-from models.training.dataset import manifest
 from models.training.dataset.buckets import Bucket, bucket_for, fit
 from models.training.dataset.captioning import Captioner, CaptioningFailed, CaptioningRefused
 from models.training.dataset.captions import dressed
 from models.training.dataset.checking import Inspection, Rules, Tick, inspect
 from models.training.dataset.findings import Finding, Kind, in_order
-from models.training.dataset.folder import data_hash, file_hash, read_examples
+from models.training.dataset.folder import data_hash, read_examples
 from models.training.dataset.manifest import Manifest, Prepared
 from models.training.dataset.pictures import PictureUnusable, upright_rgb
-from models.training.errors import DatasetUnusable, OutOfDisk
+from models.training.dataset.staging import Staging, staged
+from models.training.errors import DatasetUnusable
 
 RECIPE_VERSION = 1
 """Raised when the same picture and settings come to be prepared to other bytes."""
@@ -43,10 +36,6 @@ _CAPTIONED = {Kind.MISSING_CAPTION, Kind.EMPTY_CAPTION}
 """Errors that a model which sees takes away."""
 _MENDS = {Kind.TRIGGER_MISSING, Kind.DASHES, Kind.ROTATED, Kind.TRANSPARENT, *_MENDED, *_CAPTIONED}
 _TAKEN = ("JPEG", "PNG", "WEBP")
-_JOURNAL = ".journal.jsonl"
-_BESIDE = ("report.html",)
-"""What `finish` may put beside the pictures."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -112,65 +101,37 @@ def prepare(
 ) -> Preparation:
     """Raises DatasetUnusable when nothing can be prepared, or OUT holds what is not ours."""
     _refuse_overlap(folder, out)
-    with _alone(out), _disk_errors(out):
-        _recover(out)
-        before = _intact(out)
-        inspection = inspect(folder, recipe.rules, tick)
-        run = _Run(inspection, recipe, out, captioner)
-        run.take_over(before)
+    with staged(out) as staging:
+        run = _Run(inspect(folder, recipe.rules, tick), recipe, staging, captioner)
         run.work(tick)
         done = run.finished()
-        if before == done.manifest:
-            _remove(run.partial, last=_JOURNAL)
-            finish(out, done)
+        if staging.before == done.manifest:
+            staging.discard()
+            finish(staging.out, done)
         else:
-            finish(run.partial, done)
-            _write(run.partial / manifest.FILE, done.manifest.text().encode())
-            (run.partial / _JOURNAL).unlink()
-            _publish(run.partial, out)
+            finish(staging.folder, done)
+            staging.publish(done.manifest)
         return done
 
 
 class _Run:
-    """The work in `partial`: what is done, and what is still to do."""
+    """What is done, and what is still to do."""
 
     def __init__(
-        self, inspection: Inspection, recipe: Recipe, out: Path, captioner: Captioner | None
+        self,
+        inspection: Inspection,
+        recipe: Recipe,
+        staging: Staging,
+        captioner: Captioner | None,
     ) -> None:
-        self.partial = _partial(out)
-        self.out = out
         self._inspection = inspection
         self._recipe = recipe
+        self._staging = staging
         self._captioner = captioner
         self._orders = {order.name: order for order in _orders(inspection, recipe, captioner)}
-        self._done: dict[str, Prepared] = {}
-        self._kept = 0
-        self._findings: list[Finding] = []
-
-    def take_over(self, before: Manifest | None) -> None:
-        """Keep what the journal and the finished folder have that is still right."""
-        self.partial.mkdir(parents=True, exist_ok=True)
-        known = _known(self.partial)
-        self._write_journal(known)
-        for entry in known:
-            if self._is_ordered(entry) and _is_intact(self.partial, entry):
-                self._done[entry.name] = entry
-        for entry in before.pictures if before else ():
-            if entry.name not in self._done and self._is_ordered(entry):
-                _copy(self.out, self.partial, entry)
-                self._done[entry.name] = entry
+        self._done = staging.take_over({name: o.recipe for name, o in self._orders.items()})
         self._kept = len(self._done)
-        self._write_journal(self._done.values())
-        _sweep(self.partial, self._done)
-
-    def _write_journal(self, entries: Iterable[Prepared]) -> None:
-        """While the journal is there, the folder is known for ours."""
-        lines = "".join(f"{entry.model_dump_json()}\n" for entry in entries)
-        _write(self.partial / _JOURNAL, lines.encode())
-
-    def _is_ordered(self, entry: Prepared) -> bool:
-        order = self._orders.get(entry.name)
-        return order is not None and order.recipe == entry.recipe
+        self._findings: list[Finding] = []
 
     def work(self, tick: Tick) -> None:
         """Prepare what is left, a few at a time; a server that is not there ends it all."""
@@ -191,12 +152,11 @@ class _Run:
         if isinstance(result, Finding):
             self._findings.append(result)
             return
-        with (self.partial / _JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(f"{result.model_dump_json()}\n")
+        self._staging.note(result)
         self._done[order.name] = result
 
     def _prepared(self, order: Order) -> Prepared | Finding:
-        """Writes the picture, then its caption."""
+        """Runs in many threads."""
         try:
             png = _png(order)
             caption = order.caption
@@ -209,10 +169,7 @@ class _Run:
             return Finding(Kind.CAPTION_REFUSED, order.original_name, str(error))
         except CaptioningFailed as error:
             return Finding(Kind.CAPTION_FAILED, order.original_name, str(error))
-        file = self.partial / order.name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, png)
-        _write(file.with_suffix(".txt"), f"{caption}\n".encode())
+        self._staging.add(order.name, png, caption)
         return self._entry(order, png, caption)
 
     def _dressed(self, caption: str) -> str:
@@ -238,7 +195,7 @@ class _Run:
         )
 
     def finished(self) -> Preparation:
-        """Everything is in `partial` but the report and the manifest."""
+        """All that is to be published but the report."""
         findings = in_order(self._inspection.findings + self._findings)
         if not self._done:
             worst = findings[0] if findings else "the folder is empty"
@@ -251,7 +208,7 @@ class _Run:
             style_words=self._recipe.style_words,
             resolution=self._recipe.resolution,
             multiple=self._recipe.multiple,
-            data_hash=data_hash(read_examples(self.partial)),
+            data_hash=data_hash(read_examples(self._staging.folder)),
             licences=tuple(sorted({picture.licence for picture in pictures})),
             pictures=pictures,
         )
@@ -314,167 +271,3 @@ def _refuse_overlap(folder: Path, out: Path) -> None:
     here, there = folder.resolve(), out.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise DatasetUnusable(f"{out} overlaps with {folder}: choose a folder beside it")
-
-
-def _partial(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial")
-
-
-def _old(out: Path) -> Path:
-    return out.with_name(f".{out.name}.replaced")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
-            yield
-    except Timeout as error:
-        raise DatasetUnusable(
-            f"{out} is being prepared by another process: wait until it is done"
-        ) from error
-
-
-@contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise OutOfDisk(
-            f"the disk of {out} is full: free some space and run the same command again; it goes on"
-        ) from error
-
-
-def _recover(out: Path) -> None:
-    """A run that was killed between the two renames of `_publish` left no OUT."""
-    old = _old(out)
-    if not old.exists():
-        return
-    if any(old.iterdir()) and manifest.read_manifest(old) is None:
-        raise DatasetUnusable(f"{old} is in the way: move it elsewhere")
-    if out.exists():
-        _remove(old, last=manifest.FILE)
-    else:
-        old.rename(out)
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Replaces OUT in two renames; `_recover` takes up from between them."""
-    old = _old(out)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    if old.exists():
-        _remove(old, last=manifest.FILE)
-
-
-def _remove(folder: Path, *, last: str) -> None:
-    """A folder of ours, which the file `last` tells from others until nothing else is in it."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != last:
-            path.unlink()
-    (folder / last).unlink(missing_ok=True)
-    folder.rmdir()
-
-
-def _intact(out: Path) -> Manifest | None:
-    """What OUT holds. Raises DatasetUnusable where a person's work would be lost."""
-    if not out.exists():
-        return None
-    before = manifest.read_manifest(out)
-    if before is None:
-        if any(out.iterdir()):
-            raise DatasetUnusable(f"{out} holds what was not prepared: choose an empty folder")
-        out.rmdir()
-        return None
-    if strays := _strays(out, before):
-        raise DatasetUnusable(f"{strays[0]} was not prepared and would be lost: move it elsewhere")
-    for entry in before.pictures:
-        if not _is_intact(out, entry):
-            raise DatasetUnusable(
-                f"{out / entry.name} or its caption was changed since it was prepared: make the "
-                "change in the original folder, or choose another folder to prepare into"
-            )
-    return before
-
-
-def _strays(out: Path, before: Manifest) -> list[Path]:
-    """Files of a person's. Folders that begin with _ or . are trainers' caches."""
-    ours = {out / name for name in (manifest.FILE, *_BESIDE)}
-    for entry in before.pictures:
-        ours |= {out / entry.name, (out / entry.name).with_suffix(".txt")}
-    strays: list[Path] = []
-    for root, folders, files in os.walk(out):
-        folders[:] = [name for name in folders if not name.startswith(("_", "."))]
-        shown = [Path(root) / name for name in files if not name.startswith(".")]
-        strays += [file for file in shown if file not in ours]
-    return sorted(strays)
-
-
-def _is_intact(folder: Path, entry: Prepared) -> bool:
-    """True when picture and caption are the bytes that were written."""
-    file = folder / entry.name
-    try:
-        caption = file.with_suffix(".txt").read_bytes()
-        return file_hash(file) == entry.sha256 and caption == f"{entry.caption}\n".encode()
-    except FileNotFoundError:
-        return False
-
-
-def _known(partial: Path) -> list[Prepared]:
-    """What an earlier run finished. Of the journal whole lines only: the last may be cut off.
-
-    Raises DatasetUnusable for a folder of that name that is not ours.
-    """
-    whole = manifest.read_manifest(partial)
-    file = partial / _JOURNAL
-    if not file.is_file():
-        if whole is None and any(path.name != _writing(file).name for path in partial.iterdir()):
-            raise DatasetUnusable(f"{partial} is in the way: move it elsewhere")
-        return list(whole.pictures) if whole else []
-    entries = []
-    for line in file.read_bytes().splitlines():
-        try:
-            entries.append(Prepared.model_validate_json(line))
-        except ValidationError:
-            continue
-    return entries
-
-
-def _copy(out: Path, partial: Path, entry: Prepared) -> None:
-    for name in (entry.name, str(PurePosixPath(entry.name).with_suffix(".txt"))):
-        target = partial / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out / name, target)
-
-
-def _sweep(partial: Path, done: dict[str, Prepared]) -> None:
-    """Take away what an earlier run left that this one does not want."""
-    wanted = {partial / name for name in done}
-    wanted |= {file.with_suffix(".txt") for file in wanted} | {partial / _JOURNAL}
-    for root, folders, files in os.walk(partial, topdown=False):
-        for name in files:
-            if (file := Path(root) / name) not in wanted:
-                file.unlink()
-        for name in folders:
-            if not any((below := Path(root) / name).iterdir()):
-                below.rmdir()
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all, also when the power fails."""
-    written = _writing(file)
-    with written.open("wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
-    written.replace(file)
-
-
-def _writing(file: Path) -> Path:
-    return file.with_name(f".{file.name}.writing")

@@ -119,7 +119,7 @@ BROKEN: list[tuple[Kind, str, Break]] = [
     (Kind.MISSING_CAPTION, "a.png", lambda f: (f / "a.txt").unlink()),
     (Kind.MISSING_CAPTION, "a.png", linked_caption),
     (Kind.EMPTY_CAPTION, "b.jpg", lambda f: say(f, "b.txt", " \n,\n")),
-    (Kind.CAPTION_UNREADABLE, "b.jpg", lambda f: (f / "b.txt").write_bytes(b"caf\xe9")),
+    (Kind.CAPTION_UNREADABLE, "b.jpg", lambda f: (f / "b.txt").write_bytes(b"\xe9t\xe9")),
     (Kind.ORPHAN_CAPTION, "f.txt", lambda f: say(f, "f.txt", caption_of(9))),
     (Kind.UNREADABLE, "b.jpg", truncated),
     (Kind.UNREADABLE, "a.png", lambda f: (f / "a.png").write_text("<html>404</html>")),
