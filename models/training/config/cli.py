@@ -10,7 +10,7 @@ from models.training.config import rules as _rules  # noqa: F401  (registers the
 from models.training.config.documents import load_document
 from models.training.config.estimates import Estimate, estimate
 from models.training.config.findings import Finding, errors, findings
-from models.training.config.keys import KEYS, Key, Language, find, nearest
+from models.training.config.keys import ELSEWHERE, KEYS, Key, Language, find, nearest
 from models.training.config.templates import (
     DEFAULT_FOLDER,
     DEFAULT_NAME,
@@ -38,8 +38,8 @@ _WORDS: dict[Language, dict[str, str]] = {
         "estimate": "Estimates are counted, not measured; see models/training/config/estimates.py",
         "assumed": "The base is no row of the catalog: estimated as FLUX.1",
         "licence": "Licence of the base, which the LoRA inherits: {licence}",
-        "unknown": "There is no key {wanted}.",
-        "meant": "Nearest: {nearest}",
+        "unknown": "There is no key {wanted}. Nearest: {nearest}",
+        "elsewhere": "{wanted} is for other models and does nothing for a Flux LoRA.",
         "several": "{wanted} is several keys: {names}",
         "inside": "Holds: {names}",
     },
@@ -55,8 +55,8 @@ _WORDS: dict[Language, dict[str, str]] = {
         "models/training/config/estimates.py",
         "assumed": "카탈로그에 없는 모델이라 FLUX.1로 보고 계산했습니다",
         "licence": "LoRA가 물려받는 기본 모델의 라이선스: {licence}",
-        "unknown": "{wanted} 키는 없습니다.",
-        "meant": "비슷한 키: {nearest}",
+        "unknown": "{wanted} 키는 없습니다. 비슷한 키: {nearest}",
+        "elsewhere": "{wanted} 키는 다른 모델에 쓰는 것이어서 Flux LoRA에는 효과가 없습니다.",
         "several": "{wanted} 이름의 키가 여럿입니다: {names}",
         "inside": "들어 있는 키: {names}",
     },
@@ -106,15 +106,21 @@ def explain(language: Language, key: str) -> None:
     found = find(key)
     words = _WORDS[language]
     if not found:
-        near = ", ".join(one.name for one in nearest(key)[:3]) or ", ".join(list(KEYS)[:3])
-        text = words["unknown"].format(wanted=key) + " " + words["meant"].format(nearest=near)
-        raise click.ClickException(text)
+        raise click.ClickException(_unknown(key, words))
     if len(found) > 1:
         names = ", ".join(one.name for one in found)
         click.echo(words["several"].format(wanted=key, names=names))
     for one in found:
         for line in _explained(one, language):
             click.echo(line)
+
+
+def _unknown(wanted: str, words: dict[str, str]) -> str:
+    if any(wanted.rsplit(".", 1)[-1] in names for names in ELSEWHERE.values()):
+        return words["elsewhere"].format(wanted=wanted)
+    sections = [one.name for one in KEYS.values() if one.kind.startswith("section")]
+    near = ", ".join([one.name for one in nearest(wanted)[:3]] or sections)
+    return words["unknown"].format(wanted=wanted, nearest=near)
 
 
 def _explained(key: Key, language: Language) -> Iterator[str]:

@@ -11,14 +11,15 @@ belong to the text as it stands in the file. Knows no key of AI-Toolkit's.
 
 import contextlib
 import datetime
-import itertools
 import json
+import math
 import os
 import re
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,9 @@ KeyPath = tuple[str | int, ...]
 """From the root: mapping keys and list positions."""
 
 _ENV = re.compile(r"\$\{([^}]+)\}")
+_PROPERTIES = re.compile(r"(?:[&!]\S*\s+)+")
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+"""What JSON leaves as it is, and YAML refuses or takes for the end of a line."""
 _JSON_SUFFIXES = (".json", ".jsonc")
 
 
@@ -75,6 +79,7 @@ class Scalar:
     value: Any
     place: Place
     is_quoted: bool
+    is_alias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ class Map:
 
     entries: tuple[Entry, ...]
     place: Place
+    is_alias: bool = False
 
     def entry(self, key: str) -> Entry | None:
         """What a reader of the mapping gets: the last of that name, merged ones yielding."""
@@ -107,9 +113,11 @@ class List:
 
     items: tuple["Node", ...]
     place: Place
+    is_alias: bool = False
 
 
 Node = Scalar | Map | List
+"""`is_alias`: an alias brought it, and its place is where the anchor stands."""
 
 
 @dataclass(frozen=True)
@@ -162,17 +170,37 @@ class Document:
         """The tree as dicts, tuples and scalars."""
         return _plain(self.root)
 
+    def writes(self, path: KeyPath) -> bool:
+        """Whether a scalar stands at `path` itself, rather than being brought there by an alias."""
+        nodes = [self.at(path[:depth]) for depth in range(len(path) + 1)]
+        return isinstance(nodes[-1], Scalar) and not any(node and node.is_alias for node in nodes)
+
     def with_value(self, path: KeyPath, value: str | int | float | bool | None) -> "Document":
         """The same text with the scalar at `path` replaced; everything else stays as it is.
 
-        Raises KeyError where no scalar of its own is written at `path`.
+        An anchor on it stays, so what refers to it changes too. Raises KeyError where `writes` is
+        False, and ValueError for a number that is none.
         """
         node = self.at(path)
-        if not isinstance(node, Scalar) or _is_merged(self, path):
+        if not isinstance(node, Scalar) or not self.writes(path):
             raise KeyError(f"{dotted(path)} is no value that {self.name} writes")
         start, end = node.place.start, node.place.end
-        text = self.text[:start] + json.dumps(value, ensure_ascii=False) + self.text[end:]
+        space = " " if start == end else ""  # a key with nothing after its colon
+        text = self.text[:start] + space + written(value) + self.text[end:]
         return parse_document(text, name=self.name, environ=self.environ)
+
+
+def written(value: str | int | float | bool | None) -> str:
+    """A scalar as both YAML and JSON read it, in one line and without an exponent."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no number that a configuration can hold")
+        return f"{Decimal(repr(value)):f}"
+    return _UNPRINTABLE.sub(_escaped, json.dumps(value, ensure_ascii=False))
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"
 
 
 def dotted(path: KeyPath) -> str:
@@ -267,12 +295,15 @@ class _Source:
         return self._located(self._origin(start, is_end=False), self._origin(end, is_end=True))
 
     def _origin(self, offset: int, *, is_end: bool) -> int:
+        """An offset inside of a replacement becomes the variable's start, or its end."""
         shift = 0
         for new_start, new_end, old_start, old_end in self._replacements:
-            if offset <= new_start and not (is_end and offset == new_start < new_end):
+            if offset < new_start or (is_end and offset == new_start < new_end):
                 break
-            if offset < new_end or (is_end and offset == new_end):
-                return old_end if is_end else old_start
+            if is_end and offset < new_end:
+                return old_end
+            if not is_end and (offset < new_end or offset == new_start):
+                return old_start
             shift = old_end - new_end
         return offset + shift
 
@@ -293,6 +324,7 @@ class _Builder:
         self._text = source.expanded.replace("\t", " ") if source.is_json else source.expanded
         self._constructor = _Loader("")
         self._nodes = 0
+        self._built: set[int] = set()
 
     def root(self) -> Node:
         if self._source.is_json:
@@ -326,19 +358,25 @@ class _Builder:
             pass  # how deep is too deep, the events tell
 
     def _place(self, node: yaml.Node) -> Place:
-        return self._source.place(node.start_mark.index, node.end_mark.index)
+        """Without its anchor and tag, which PyYAML counts in."""
+        start, end = node.start_mark.index, node.end_mark.index
+        properties = _PROPERTIES.match(self._text, start, end)
+        return self._source.place(properties.end() if properties else start, end)
 
     def _build(self, node: yaml.Node, depth: int) -> Node:
         self._nodes += 1
         place = self._place(node)
         if self._nodes > MAX_NODES or depth > MAX_DEPTH:
             raise self._source.refusal(place, "aliases (*name) make this far larger than it looks")
+        is_alias = id(node) in self._built
+        self._built.add(id(node))
         if isinstance(node, yaml.ScalarNode):
-            return Scalar(self._value(node, place), place, node.style is not None)
+            return Scalar(self._value(node, place), place, node.style is not None, is_alias)
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
-            return List(tuple(self._build(item, depth + 1) for item in node.value), place)
+            items = tuple(self._build(item, depth + 1) for item in node.value)
+            return List(items, place, is_alias)
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
-            return Map(tuple(self._entries(node, depth)), place)
+            return Map(tuple(self._entries(node, depth)), place, is_alias)
         raise self._source.refusal(place, f"{node.tag} is no plain value, list or mapping")
 
     def _entries(self, node: yaml.MappingNode, depth: int) -> Iterator[Entry]:
@@ -420,12 +458,3 @@ def _plain(node: Node) -> Any:
         return tuple(_plain(item) for item in node.items)
     keys = dict.fromkeys(entry.key for entry in node.entries)
     return {key: _plain(cast(Entry, node.entry(key)).node) for key in keys}
-
-
-def _is_merged(document: Document, path: KeyPath) -> bool:
-    """Whether anything on the way there was brought by an alias: an edit would change both."""
-    places = [document.place(path[:depth]) for depth in range(len(path) + 1)]
-    return any(
-        not (outer.start <= inner.start and inner.end <= outer.end)
-        for outer, inner in itertools.pairwise(places)
-    )

@@ -115,28 +115,26 @@ def find(wanted: str) -> list[Key]:
 
 
 def nearest(wrong: str, section: str | None = None) -> list[Key]:
-    """Keys that `wrong` may have been meant for, best first: by other names, then by spelling.
+    """Keys that `wrong` may have been meant for, best first, by their names and other names.
 
-    `section` comes first where it is given; then the whole table.
+    Those of `section` first where it is given; then the whole table.
     """
-    leaf = wrong.rsplit(".", 1)[-1]
+    leaf = wrong.rsplit(".", 1)[-1].lower()
     inside = [key for key in KEYS.values() if section is not None and key.section == section]
-    for keys in (inside, list(KEYS.values())):
-        if alike := _alike(leaf, keys):
-            return alike
-    return _alike(wrong, list(KEYS.values()), whole=True)
+    return _alike(leaf, inside) or _alike(leaf, list(KEYS.values()))
 
 
-def _alike(leaf: str, keys: list[Key], *, whole: bool = False) -> list[Key]:
-    def spelt(key: Key) -> str:
-        return key.name if whole else key.leaf
+def _alike(leaf: str, keys: list[Key]) -> list[Key]:
+    spelt: dict[str, list[Key]] = {}
+    for key in keys:
+        for name in (key.leaf, *key.also):
+            spelt.setdefault(name, []).append(key)
+    close = difflib.get_close_matches(leaf, spelt, n=3, cutoff=_CLOSE_ENOUGH)
+    return [key for name in close for key in sorted(spelt[name], key=_depth)]
 
-    named = [key for key in keys if leaf.lower() == spelt(key) or leaf.lower() in key.also]
-    close = difflib.get_close_matches(
-        leaf.lower(), {spelt(key) for key in keys}, n=3, cutoff=_CLOSE_ENOUGH
-    )
-    ranked = sorted((k for k in keys if spelt(k) in close), key=lambda k: close.index(spelt(k)))
-    return named + [key for key in ranked if key not in named]
+
+def _depth(key: Key) -> int:
+    return key.name.count(".")
 
 
 def without_elsewhere(plain: Any, section: str = "", *, is_process: bool = False) -> Any:

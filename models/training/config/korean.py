@@ -15,7 +15,7 @@ _AFTER_CONSONANT_OR_VOWEL = {
     "(이)라는": ("이라는", "라는"),
 }
 _PARTICLE = re.compile(
-    r"(?P<last>[0-9A-Za-z가-힣])(?P<marks>[^0-9A-Za-z가-힣\s]*?)(?P<particle>"
+    r"(?P<last>[0-9A-Za-z가-힣])(?P<marks>[^0-9A-Za-z가-힣]*?)(?P<particle>"
     + "|".join(map(re.escape, _AFTER_CONSONANT_OR_VOWEL))
     + ")"
 )

@@ -74,9 +74,25 @@ def violations(root: Node, plain: Any) -> list[Violation]:
     try:
         TrainingFile.model_validate(without_elsewhere(with_name(plain)))
     except ValidationError as invalid:
-        found = (_violation(root, error) for error in invalid.errors(include_url=False))
-        return list({violation.path: violation for violation in found}.values())
+        found = (_violation(root, error) for error in refusals(invalid))
+        return _deepest({violation.path: violation for violation in found})
     return []
+
+
+def _deepest(found: Mapping[KeyPath, Violation]) -> list[Violation]:
+    """Where a value may be of two kinds, pydantic blames it once for each: the one that got
+    further into it knows better.
+    """
+    outer = {path[:depth] for path in found for depth in range(len(path))}
+    return [violation for path, violation in found.items() if path not in outer]
+
+
+def refusals(invalid: ValidationError) -> list[Any]:
+    """pydantic's errors but those that only follow from others: a list whose items are all refused
+    is too short "after validation".
+    """
+    errors: list[Any] = invalid.errors(include_url=False)
+    return [error for error in errors if not (error["type"] == "too_short" and error["input"])]
 
 
 def _violation(root: Node, error: Any) -> Violation:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from models.catalog import Catalog, HubSource, ImageRow, load_catalog
 from models.training.config.documents import Document, KeyPath
 from models.training.config.keys import without_elsewhere
-from models.training.config.reading import Violation, violations, with_name
+from models.training.config.reading import Violation, refusals, violations, with_name
 from models.training.config.schema import Dataset, Process, TrainingFile
 from models.training.dataset.folder import caption_file, list_folder
 from models.training.errors import DatasetUnusable
@@ -77,7 +77,7 @@ class View:
             try:
                 return TrainingFile.model_validate(without_elsewhere(_frozen(tree)))
             except ValidationError as invalid:
-                for error in invalid.errors(include_url=False):
+                for error in refusals(invalid):
                     _repair(tree, error["loc"], error["type"])
         return None
 

@@ -119,8 +119,10 @@ def unknown_choice(view: View) -> Iterator[Hit]:
 
 @rule("unusual-value", "warning")
 def unusual_value(view: View) -> Iterator[Hit]:
+    """What the schema refuses is wrong already."""
+    refused = {violation.path for violation in view.violations}
     for path, node in walk(view.document.root):
-        key = _key_of(path) if path else None
+        key = _key_of(path) if path and path not in refused else None
         if key is None or key.advised is None or not isinstance(node, Scalar):
             continue
         low, high = key.advised
