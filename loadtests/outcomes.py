@@ -15,7 +15,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,6 +138,9 @@ class Record:
     def is_answered(self) -> bool:
         return self.outcome in (Outcome.GOOD, Outcome.LATE)
 
+    def as_judged(self, outcome: Outcome, reason: str | None) -> Record:
+        return replace(self, outcome=outcome, reason=reason)
+
     def as_json(self) -> dict[str, Any]:
         """Without what is None or empty."""
         whole = asdict(self)
@@ -159,15 +162,15 @@ def settled(arrivals: Iterable[Scheduled], records: Iterable[Record]) -> list[Re
         by_number[record.number] = record
     whole = []
     for arrival in arrivals:
-        record = by_number.pop(arrival.number, None) or unsent(arrival, "process lost")
+        record = by_number.get(arrival.number) or unsent(arrival, "process lost")
         if record.traffic_class != arrival.traffic_class:
             raise RecordsDisagree(
                 f"request {arrival.number} was to be {arrival.traffic_class}, not "
                 f"{record.traffic_class}: the processes read different mixes"
             )
         whole.append(record)
-    if by_number:
-        raise RecordsDisagree(f"{len(by_number)} records belong to no arrival: {min(by_number)}...")
+    if foreign := set(by_number) - {record.number for record in whole}:
+        raise RecordsDisagree(f"{len(foreign)} records belong to no arrival: {min(foreign)}...")
     return whole
 
 

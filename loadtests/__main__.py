@@ -1,0 +1,20 @@
+"""`python -m loadtests`: run a mix, or test the instrument itself."""
+
+from __future__ import annotations
+
+import click
+
+from loadtests.run import mixes, run
+
+
+@click.group()
+def main() -> None:
+    """Open-loop load tests of a running Joing."""
+
+
+main.add_command(run)
+main.add_command(mixes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Mixes of traffic as data files, and what reads them."""
