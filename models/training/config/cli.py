@@ -138,7 +138,8 @@ def _report(view: View, found: list[Finding], file: Path, language: Language) ->
     words = _WORDS[language]
     for one in found:
         where = f"{file}:{one.line}:{one.column}"
-        yield f"{where}: {words[one.severity]} [{one.rule}] {one.key}"
+        value = f": {one.value}" if one.value else ""
+        yield f"{where}: {words[one.severity]} [{one.rule}] {one.key}{value}"
         yield f"    {one.problem}"
         yield f"    {one.fix}"
     error_count = len(list(errors(found)))

@@ -1,7 +1,7 @@
 """Korean particles after words that are only known when a message is filled.
 
-`을(를)`, `은(는)`, `이(가)`, `과(와)`, `(으)로` and `(이)라는` become what the last sound before
-them asks for: whether it ends in a consonant, and for `(으)로` whether that is ㄹ. Pure.
+`을(를)`, `은(는)`, `이(가)`, `과(와)`, `(으)로`, `(이)나` and `(이)라는` become what the last sound
+before them asks for: whether it ends in a consonant, and for `(으)로` whether that is ㄹ. Pure.
 """
 
 import re
@@ -13,6 +13,7 @@ _AFTER_CONSONANT_OR_VOWEL = {
     "과(와)": ("과", "와"),
     "(으)로": ("으로", "로"),
     "(이)라는": ("이라는", "라는"),
+    "(이)나": ("이나", "나"),
 }
 _PARTICLE = re.compile(
     r"(?P<last>[0-9A-Za-z가-힣])(?P<marks>[^0-9A-Za-z가-힣]*?)(?P<particle>"

@@ -25,9 +25,11 @@ _USUAL_GUIDANCE = (1.0, 10.0)
 
 @rule("sampler-mismatch", "error")
 def sampler_mismatch(view: View) -> Iterator[Hit]:
-    sample, train = view.process.sample, view.process.train
-    if _draws(view) and sample.sampler != train.noise_scheduler:
-        says = {"sampler": sample.sampler, "scheduler": train.noise_scheduler}
+    """Of Flux's two, the noise scheduler has a rule of its own: both end at flowmatch."""
+    sample, is_flux = view.process.sample, view.process.model.family == "flux"
+    scheduler = "flowmatch" if is_flux else view.process.train.noise_scheduler
+    if _draws(view) and sample.sampler != scheduler:
+        says = {"sampler": sample.sampler, "scheduler": scheduler}
         yield Hit((*SAMPLE, "sampler"), says)
 
 

@@ -124,7 +124,12 @@ def ema_window(view: View) -> Iterator[Hit]:
     train = view.process.train
     window = round(1 / (1 - train.ema.ema_decay))
     if train.ema.use_ema and window * 2 > train.steps:
-        says = {"window": window, "steps": train.steps, "decay": decimal(train.ema.ema_decay)}
+        says = {
+            "window": window,
+            "steps": train.steps,
+            "decay": decimal(train.ema.ema_decay),
+            "suggested": decimal(max(0.0, round(1 - 10 / train.steps, 4))),
+        }
         yield Hit((*TRAIN, "ema_config", "ema_decay"), says)
 
 
@@ -146,7 +151,9 @@ def preservation_needs_trigger(view: View) -> Iterator[Hit]:
 def save_every(view: View) -> Iterator[Hit]:
     steps, every = view.process.train.steps, view.process.save.save_every
     if every >= steps:
-        yield Hit((*SAVE, "save_every"), {"steps": steps, "every": every, "eighth": steps // 8})
+        yield Hit(
+            (*SAVE, "save_every"), {"steps": steps, "every": every, "eighth": max(1, steps // 8)}
+        )
 
 
 @rule("nothing-kept", "warning")

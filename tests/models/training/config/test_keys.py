@@ -76,7 +76,7 @@ def test_a_key_is_found_by_its_name_its_end_or_another_name(wanted: str, names: 
         ("optimiser", "train", "train.optimizer"),
         ("learning_rat", None, "train.lr"),
         ("max_train_step", "train", "train.steps"),
-        ("hight", "sample", "sample.height"),
+        ("heightt", "sample", "sample.height"),
         ("folder", "datasets", "datasets.folder_path"),
         ("sampl_steps", None, "sample.sample_steps"),
     ],
@@ -104,6 +104,7 @@ def test_positions_drop_out_of_names() -> None:
         ("서울(으)로", "서울로"),
         ("key(이)라는", "key라는"),
         ("이름과(와)", "이름과"),
+        ("992(이)나", "992나"),
     ],
 )
 def test_particles_follow_the_last_sound(open_text: str, chosen: str) -> None:

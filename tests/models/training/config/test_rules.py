@@ -85,7 +85,7 @@ def test_it_finds_what_it_is_for(case: Case, room: Room, request: pytest.Fixture
 def assert_is_said_in(language: Language, finding: Finding) -> None:
     for text in (finding.problem, finding.fix):
         assert text.strip()
-        assert not re.search(r"\(를\)|\(는\)|\(가\)|\(으\)|\(와\)", text), text
+        assert not re.search(r"\(를\)|\(는\)|\(가\)|\(으\)|\(와\)|\(이\)", text), text
         quotes_korean = "공원" in text
         assert bool(re.search(r"[가-힣]", text)) == (language == "ko") or quotes_korean
 
