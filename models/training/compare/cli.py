@@ -12,6 +12,7 @@ import click
 from models.weights import default_root
 
 _SEEDS, _MOST = 2, 1_000.0
+_UNMEASURED = "-"
 
 
 def _whole(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -115,25 +116,24 @@ def command(target: Path | None, models: str | None, seeds: int, **options: Any)
 def _print_figures(file: Path) -> None:
     """The table of the report, in short."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from models.training.compare.figures import Comparison
 
     def told(value: float | None, error: float | None = None) -> str:
-        text = "not measured" if value is None else f"{value:.2f}"
+        text = _UNMEASURED if value is None else f"{value:.2f}"
         return text if error is None else f"{text} ± {error:.2f}"
 
     found = Comparison.model_validate_json(file.read_bytes())
-    table = Table(
-        "", "distance to the style", "prompt followed", "variety", "copies?", "s an image"
-    )
+    heads = ("distance to the style", "prompt followed", "variety", "copies?", "s an image")
+    table = Table(Column("", no_wrap=True), *heads, caption=f"{_UNMEASURED} not measured")
     for column in found.columns:
         table.add_row(
             column.label,
             told(column.style["all"] if column.style else None, column.style_error),
             told(column.following.mean if column.following else None),
             told(column.diversity),
-            "not measured" if column.suspects is None else str(column.suspects),
+            _UNMEASURED if column.suspects is None else str(column.suspects),
             told(column.seconds),
         )
     Console().print(table)

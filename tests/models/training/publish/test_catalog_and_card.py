@@ -227,7 +227,8 @@ def comparison(digest: str) -> Comparison:
         return ColumnFigures(
             label=label, model="sketch", lora_digest=lora, lora_scale=1.0, steps=8, guidance=3.0,
             size="192x112", style={"all": style}, style_error=None, way_to_style=None,
-            following=follows, diversity=None, diversity_bits=None, copies=(), suspects=0, seconds=None, seconds_of=0,
+            following=follows, diversity=None, diversity_bits=None, copies=(),
+            suspects=0, seconds=None, seconds_of=0,
             pictures=(Picture(file="a.png", prompt="ink style", seed=1),),
         )  # fmt: skip
 
