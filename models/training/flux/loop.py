@@ -130,13 +130,17 @@ class Run:
         return Outcome(step, None, signal)
 
     def _save_if_due(self, step: int) -> None:
-        """The LoRA first: a state says that the steps before it have their files."""
+        """The LoRA first: a state says that the steps before it have their files.
+
+        Raises OutOfDisk, and TrainingDiverged before weights that are none are written.
+        """
         is_last = step == self._process.train.steps
         if step % self._process.save.save_every and not is_last:
             return
+        state = self._trainer.state(step, self._prepared.identity)
         if not is_last:
             self._write_lora(self._folder / f"{self._name}_{step:09d}.safetensors", step)
-        save_state(self._folder / STATE, self._trainer.state(step, self._prepared.identity))
+        save_state(self._folder / STATE, state)
         for old in self._step_saves()[self._process.save.max_step_saves_to_keep or None :]:
             old.unlink(missing_ok=True)
         self._metrics.paused()

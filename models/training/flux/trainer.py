@@ -212,7 +212,9 @@ class Trainer:
         )
 
     def state(self, step: int, identity: dict[str, str]) -> State:
-        """After `step` steps."""
+        """After `step` steps. Raises TrainingDiverged where a weight is no number."""
+        if not all(weight.isfinite().all() for weight in self.adapter.parameters):
+            raise TrainingDiverged(self._diverged(step - 1, "a weight"))
         scaler = self._accelerator.scaler
         return State(
             step=step,
