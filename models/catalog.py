@@ -17,7 +17,7 @@ CATALOG_FILE = Path(__file__).with_name("catalog.toml")
 DEFAULT_LLM = "qwen2.5-coder-1.5b"
 DEFAULT_IMAGE_MODEL = "sketch"
 
-_KINDS = ("llm", "image", "lora")  # the file's tables
+_KINDS = ("llm", "image", "lora", "llm_lora")  # the file's tables
 
 _GIB_PER_BILLION_BFLOAT16 = 2e9 / 2**30
 _BEYOND_WEIGHTS = 1.25  # activations, CUDA graphs and a first share of KV cache
@@ -197,6 +197,18 @@ class LoraRow(_Row):
     note: str = ""
 
 
+class LlmLoraRow(_Row):
+    """One LoRA of an LLM: a folder of PEFT's, which vLLM serves beside its base."""
+
+    name: Name
+    base: str
+    """The LLM row that it was trained on."""
+    source: EmbeddedSource
+    rank: Annotated[int, Field(ge=1, le=512)]
+    licence: Licence
+    note: str = ""
+
+
 def _gpu_memory_gib(parameters_b: float) -> int:
     return round(parameters_b * _GIB_PER_BILLION_BFLOAT16 * _BEYOND_WEIGHTS + 0.5)
 
@@ -216,12 +228,18 @@ class Catalog(_Row):
     llms: tuple[LlmRow, ...] = ()
     images: tuple[ImageRow, ...] = ()
     loras: tuple[LoraRow, ...] = ()
+    llm_loras: tuple[LlmLoraRow, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Catalog":
-        tables: tuple[Sequence[AnyRow], ...] = (self.llms, self.images, self.loras)
+        tables: dict[str, Sequence[AnyRow | LlmLoraRow]] = {
+            "llm": self.llms,
+            "image": self.images,
+            "lora": self.loras,
+            "llm_lora": self.llm_loras,
+        }
         kinds: dict[str, str] = {}
-        for kind, rows in zip(_KINDS, tables, strict=True):
+        for kind, rows in tables.items():
             for row in rows:
                 if (first := kinds.setdefault(row.name, kind)) != kind:
                     raise ValueError(f"{kind}.{row.name}: the name is taken by {first}.{row.name}")
@@ -229,14 +247,8 @@ class Catalog(_Row):
 
     @model_validator(mode="after")
     def _every_lora_has_its_base(self) -> "Catalog":
-        names = [row.name for row in self.images]
-        for lora in self.loras:
-            if lora.base not in names:
-                there_are = ", ".join(names)
-                raise ValueError(
-                    f"lora.{lora.name}.base: no image model named {lora.base!r}; "
-                    f"there are: {there_are}"
-                )
+        _refuse_orphans("lora", self.loras, "image model", self.images)
+        _refuse_orphans("llm_lora", self.llm_loras, "LLM", self.llms)
         return self
 
     def llm(self, name: str) -> LlmRow:
@@ -250,6 +262,10 @@ class Catalog(_Row):
     def loras_of(self, base: str) -> tuple[LoraRow, ...]:
         """The LoRAs of that image row; none for a model that is no row."""
         return tuple(lora for lora in self.loras if lora.base == base)
+
+    def llm_loras_of(self, base: str) -> tuple[LlmLoraRow, ...]:
+        """The LoRAs of that LLM row."""
+        return tuple(lora for lora in self.llm_loras if lora.base == base)
 
     def find(self, reference: str) -> Reference:
         """What `reference` means: a row first, then a folder, then a hub id (`owner/name@commit`).
@@ -266,6 +282,21 @@ class Catalog(_Row):
         """`find` among rows of every kind."""
         rows: tuple[AnyRow, ...] = (*self.llms, *self.images, *self.loras)
         return _find(reference, rows)
+
+
+def _refuse_orphans(
+    table: str,
+    loras: Sequence[LoraRow | LlmLoraRow],
+    kind: str,
+    bases: Sequence[ImageRow | LlmRow],
+) -> None:
+    names = [row.name for row in bases]
+    for lora in loras:
+        if lora.base not in names:
+            raise ValueError(
+                f"{table}.{lora.name}.base: no {kind} named {lora.base!r}; "
+                f"there are: {', '.join(names)}"
+            )
 
 
 def _named(name: str, rows: Sequence[_RowT], kind: str) -> _RowT:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from models import weights
 from models.catalog import Catalog, HubSource, LlmRow, load_catalog
@@ -23,7 +23,21 @@ from models.errors import WeightsMissing
 
 VLLM_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 
+_LORA_CONFIG = "adapter_config.json"
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the sizes that vLLM keeps room for
 _FAST_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's name
+
+
+class LoraToServe(BaseModel):
+    """A LoRA that is served beside its base. `name` is what clients send as `model`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    path: str
+    """A local folder of PEFT's."""
+    rank: Annotated[int, Field(ge=1, le=_LORA_RANKS[-1])]
+    """The highest of its layers'."""
 
 
 class ModelToServe(BaseModel):
@@ -46,6 +60,7 @@ class ModelToServe(BaseModel):
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     template_kwargs: dict[str, bool | int | str] = {}
+    loras: tuple[LoraToServe, ...] = ()
 
 
 class Machine(BaseModel):
@@ -62,15 +77,32 @@ def resolve(reference: str, root: Path, catalog: Catalog | None = None) -> Model
     """What `reference` (catalog row, local folder or hub id) means as a model to serve.
 
     A hub repository that was not pulled resolves to its id: vLLM downloads it at start. Raises
-    UnknownModel, or WeightsMissing for an embedded model that was not pulled.
+    UnknownModel, or WeightsMissing for an embedded model that was not pulled. A row brings the
+    catalog's LoRAs with it.
     """
-    found = (catalog or load_catalog()).find(reference)
+    catalog = catalog or load_catalog()
+    found = catalog.find(reference)
     if isinstance(found, Path):
         return ModelToServe(name=found.name, path=str(found), is_local=True)
     folder = weights.locate(found, root)
     if isinstance(found, HubSource):
         return _from_hub(found.id, found, folder)
-    return _with_row(found, folder)
+    loras = catalog.llm_loras_of(found.name)
+    return _with_row(found, folder).model_copy(
+        update={"loras": tuple(lora_in(row.source.location, row.name) for row in loras)}
+    )
+
+
+def lora_in(folder: Path, name: str) -> LoraToServe:
+    """The LoRA that PEFT left in `folder`. Raises WeightsMissing when that holds none."""
+    try:
+        told = json.loads((folder / _LORA_CONFIG).read_text("utf-8"))
+        rank = max([told["r"], *told.get("rank_pattern", {}).values()])
+        return LoraToServe(name=name, path=str(folder), rank=rank)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise WeightsMissing(
+            f"LoRA {name}: {folder} holds no {_LORA_CONFIG} of PEFT's with a rank: {error}"
+        ) from error
 
 
 def _from_hub(name: str, source: HubSource, folder: Path | None) -> ModelToServe:
@@ -138,6 +170,7 @@ def vllm_command(
         *("--max-num-queued-reqs", str(max_concurrent + max_queued)),
         *("--shutdown-timeout", str(shutdown_timeout_s)),
         *_reply_flags(model),
+        *_lora_flags(model.loras),
         *([] if prefix_caching else ["--no-enable-prefix-caching"]),
         *extra,
     ]
@@ -173,6 +206,19 @@ def _reply_flags(model: ModelToServe) -> list[str]:
     if model.template_kwargs:
         flags += ["--default-chat-template-kwargs", json.dumps(model.template_kwargs)]
     return flags
+
+
+def _lora_flags(loras: Sequence[LoraToServe]) -> list[str]:
+    """All of them may be in one batch. Without any, LoRA stays off: it costs every request."""
+    if not loras:
+        return []
+    highest = max(lora.rank for lora in loras)
+    room = next(rank for rank in _LORA_RANKS if rank >= highest)
+    modules = [json.dumps({"name": lora.name, "path": lora.path}) for lora in loras]
+    return [
+        *("--enable-lora", "--max-loras", str(len(loras)), "--max-lora-rank", str(room)),
+        *("--lora-modules", *modules),
+    ]
 
 
 def vllm_environment(

@@ -49,7 +49,7 @@ def create_app(settings: LLMSettings) -> FastAPI:
 
     app = create_web_app("llm", settings, description=DESCRIPTION, lifespan=lifespan)
     configure_traces("llm", settings, app)
-    _add_route(app, "GET", "/v1/models", "The model that is served")
+    _add_route(app, "GET", "/v1/models", "The model that is served, and its LoRAs")
     _add_route(app, "POST", "/v1/chat/completions", "The next turn of a talk", ChatCompletion)
     _add_route(app, "POST", "/v1/completions", "More of a text", TextCompletion)
     return app

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from models.catalog import Name
 from models.weights import default_root
 from services.shared.settings import ServiceSettings, everywhere
 
@@ -23,6 +24,11 @@ class LLMSettings(ServiceSettings):
         default_factory=default_root,
         validation_alias=everywhere("MODELS_DIR"),
         description="Where `python -m models pull` puts weights.",
+    )
+    loras: dict[Name, Path] = Field(
+        default_factory=dict,
+        description="LoRAs to serve beside the catalog's of this model, as a JSON object: name to "
+        "a folder of PEFT's. Clients ask for one as `model`.",
     )
     url: str | None = Field(
         None,

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import httpx
 
 from models.errors import ModelsError
-from models.llm.arguments import Machine, resolve, this_machine, vllm_command, vllm_environment
+from models.llm.arguments import (
+    Machine,
+    ModelToServe,
+    lora_in,
+    resolve,
+    this_machine,
+    vllm_command,
+    vllm_environment,
+)
 from services.llm.settings import LLMSettings
 from services.llm.supervisor import CannotStart, Launch, NotAsAsked, Patience, Supervisor
 
@@ -34,7 +45,7 @@ def supervised_vllm(settings: LLMSettings) -> Supervisor:
 def launch(settings: LLMSettings, machine: Machine, port: int) -> Launch:
     """Raises CannotStart when there is no such model, or when its weights are not here."""
     try:
-        model = resolve(settings.model, settings.models_dir)
+        model = with_loras(resolve(settings.model, settings.models_dir), settings.loras)
     except ModelsError as error:
         raise CannotStart(str(error)) from error
     if settings.context_tokens is not None:
@@ -51,6 +62,18 @@ def launch(settings: LLMSettings, machine: Machine, port: int) -> Launch:
     )
     variables = vllm_environment(model, machine=machine, kv_cache_gib=settings.kv_cache_gib)
     return Launch(command, variables)
+
+
+def with_loras(model: ModelToServe, folders: Mapping[str, Path]) -> ModelToServe:
+    """`model` with these LoRAs beside its own; one of the same name takes that one's place.
+
+    Raises CannotStart for one that is named as the model, WeightsMissing for a folder without one.
+    """
+    if model.name in folders:
+        raise CannotStart(f"JOING_LLM_LORAS: {model.name} is the model's own name; take another")
+    own = [lora for lora in model.loras if lora.name not in folders]
+    more = [lora_in(folder, name) for name, folder in folders.items()]
+    return model.model_copy(update={"loras": (*own, *more)})
 
 
 async def check_choice(base_url: str) -> None:
