@@ -4,7 +4,6 @@ Values are what usually works for a style on that base; the comments are the tab
 written without exponents, so that every YAML reader sees numbers. Knows no disk but the catalog.
 """
 
-import json
 import math
 import unicodedata
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 from models.catalog import HubSource, ImageRow, load_catalog
 from models.sketch import scene
+from models.training.config.documents import written
 from models.training.config.keys import KEYS, Key, Language
 from models.training.config.korean import with_particles
 from models.training.config.rules.structure import decimal
@@ -192,12 +192,10 @@ def _items(value: object, section: str, depth: int, language: Language) -> Itera
 
 
 def _scalar(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        text = decimal(value)
-        return text if "." in text else f"{text}.0"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(_scalar(item) for item in value)}]"
+    assert value is None or isinstance(value, str | int | float)
+    return written(value)
 
 
 def _comment(text: str, depth: int) -> list[str]:

@@ -147,7 +147,7 @@ def test_an_unset_variable_is_known_even_in_a_comment() -> None:
 
 
 def test_the_last_of_a_duplicate_counts_and_a_merge_yields() -> None:
-    document = parsed("x: &x {a: 1, b: 2}\ny:\n  a: 3\n  <<: *x\n  a: 4\n")
+    document = parsed("x: &x {a: 1, b: 2}\ny:\n  a: 3\n  a: 4\n  <<: *x\n")
     assert document.plain()["y"] == {"a": 4, "b": 2}
     assert isinstance(document.root, Map)
 
