@@ -18,6 +18,8 @@ from torch import Tensor
 
 from models.training.errors import CheckpointUnusable, OutOfDisk
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @dataclass(frozen=True)
 class State:
@@ -95,7 +97,7 @@ def write_whole(file: Path, content: bytes) -> None:
         arriving.replace(file)
     except OSError as error:
         arriving.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise OutOfDisk(
                 f"{file}: the disk is full; free {len(content) / 2**20:.0f} MiB and train again"
             ) from error

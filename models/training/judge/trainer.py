@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from models.training.errors import OutOfMemory, TrainingDiverged
+from models.training.errors import OutOfDisk, OutOfMemory, TrainingDiverged
 from models.training.judge.adapter import write_adapter
 from models.training.judge.base import Base, Judge, find_base, load_tokenizer
 from models.training.judge.chats import (
@@ -32,7 +32,7 @@ from models.training.judge.chats import (
     read_chats,
 )
 from models.training.judge.config import JudgeConfig, TrainingTable
-from models.training.judge.states import load_state, restore, save_state
+from models.training.judge.states import FULL, load_state, restore, save_state
 
 STATE, METRICS, CHECKPOINTS, TENSORBOARD = (
     "state.safetensors",
@@ -65,7 +65,7 @@ def train(config: JudgeConfig, tell: Tell = lambda _: None, root: Path | None = 
     whole. `root` is where the base was pulled to.
     """
     run = _Run(config, root)
-    with _clear_about_memory(config.training):
+    with _clear_about_space(config.training):
         for progress in run.steps():
             run.note(progress)
             tell(progress)
@@ -107,6 +107,7 @@ class _Run:
             weight_decay=self._training.weight_decay,
         )
         self._steps = steps_of(self._training, len(self._chats))
+        config.home.mkdir(parents=True, exist_ok=True)
         self._done = self._resume()
         self._board: Any = None
 
@@ -216,11 +217,12 @@ class _Run:
     def _resume(self) -> int:
         """Steps that an earlier run has done; its weights and moments are taken over."""
         state = load_state(self._config.home / STATE, self._identity())
-        if state is None:
-            return 0
-        restore(state, self._parameters, self._optimizer)
-        _drop_after(self._config.home / METRICS, state.step)
-        return state.step
+        done = 0
+        if state is not None:
+            restore(state, self._parameters, self._optimizer)
+            done = state.step
+        _drop_after(self._config.home / METRICS, done)
+        return done
 
     def _identity(self) -> str:
         """Everything that the weights depend on."""
@@ -236,18 +238,25 @@ class _Run:
 
 
 def _drop_after(metrics: Path, step: int) -> None:
-    """Steps that were told but not saved are done again, and told again."""
+    """Steps that were told but not saved are done again, and told again. A line is one write, so
+    none is half.
+    """
     if metrics.exists():
-        lines = metrics.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = metrics.read_text().splitlines()[:step]
         metrics.write_text("".join(f"{line}\n" for line in kept))
 
 
 @contextmanager
-def _clear_about_memory(training: TrainingTable) -> Iterator[None]:
-    """Turns what torch raises on a CPU and on a GPU without memory into OutOfMemory."""
+def _clear_about_space(training: TrainingTable) -> Iterator[None]:
+    """Turns what torch raises on a CPU and on a GPU without memory into OutOfMemory, and a disk
+    that fills up under the metrics into OutOfDisk.
+    """
     try:
         yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OutOfDisk("the disk is full; the last checkpoint is intact") from error
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_about_memory(error):
             raise
