@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from loadtests.run import mixes, run
+from loadtests.self_test import self_test
 
 
 @click.group()
@@ -14,6 +15,7 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(mixes)
+main.add_command(self_test)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 import time
 from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ STREAM_HEAD = (
     b"HTTP/1.1 200 .\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 NEVER_S = 3_600.0
+PRIORITY = -10  # where the system lets us
 ENDINGS = (
     Outcome.GOOD,  # 200 and a whole stream
     Outcome.REJECTED,  # 429
@@ -216,6 +218,9 @@ def main(port: int, changed: Sequence[str]) -> None:
     if unknown := sorted(set(given) - set(types)):
         raise click.UsageError(f"--set {unknown[0]}: it is one of {', '.join(types)}")
     behaviour = Behaviour(**{name: types[name](value) for name, value in given.items()})
+    # The truth must not wait for a processor.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     asyncio.run(serve(behaviour, port))
 
 
