@@ -58,7 +58,7 @@ class Seer:
 
 
 class Captioner:
-    """One client for many threads; at most `seer.concurrency` connections. Close it after use."""
+    """One client for `seer.concurrency` threads. Close it after use."""
 
     def __init__(self, seer: Seer) -> None:
         self.seer = seer
@@ -66,7 +66,6 @@ class Captioner:
         self._client = httpx.Client(
             headers=headers,
             timeout=httpx.Timeout(seer.timeout_s, connect=min(10.0, seer.timeout_s)),
-            limits=httpx.Limits(max_connections=seer.concurrency),
         )
 
     def __enter__(self) -> Self:

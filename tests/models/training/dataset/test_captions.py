@@ -51,6 +51,8 @@ def test_dressing_twice_is_dressing_once(parts: list[str]) -> None:
 
 def test_a_trigger_in_other_words_is_hidden() -> None:
     assert hides_trigger("a person drinking", "ink")
+    assert hides_trigger("a dog in pink style", "ink style")
+    assert hides_trigger("a dog in ink styles", "ink style")
     assert hides_trigger("먹물스타일로 그린 개", "먹물")
     assert not hides_trigger("a person drinking ink", "ink")
     assert has_trigger("a [trigger] dog", "ink")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -387,19 +388,34 @@ def test_a_crash_before_any_change_to_the_disk_is_survived(folder: Path, tmp_pat
     assert after > 20
 
 
-def test_a_full_disk_is_one_sentence_and_goes_on_later(folder: Path, out: Path) -> None:
-    """A limit on file sizes stands for a disk that takes no more."""
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """A limit on the size of files stands for a disk that takes no more."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
-        with pytest.raises(OutOfDisk, match="run the same command again"):
-            prepare(folder, out, RECIPE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("full_at", ["a.png", "dataset.json"])
+def test_a_full_disk_is_one_sentence_and_goes_on_later(
+    tmp_path: Path, out: Path, full_at: str
+) -> None:
+    """Small pictures: the manifest is the largest file, and is never left in part."""
+    folder, whole, recipe = tmp_path / "many", tmp_path / "whole", Recipe(32, trigger=TRIGGER)
+    for name in "abcdefghijklmnop":
+        put(folder, f"{name}.png", ord(name), (32, 32))
+    prepare(folder, whole, recipe)
+    limit = (whole / full_at).stat().st_size - 1
+    with files_up_to(limit), pytest.raises(OutOfDisk, match="run the same command again"):
+        prepare(folder, out, recipe)
     assert not out.exists()
-    assert len(prepare(folder, out, RECIPE).manifest.pictures) == 5
+    prepare(folder, out, recipe)
+    assert contents(out) == contents(whole)
 
 
 def test_a_model_writes_the_captions_that_are_missing(
