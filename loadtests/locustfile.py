@@ -81,7 +81,8 @@ class Conductor:
         """True once every process that lives has sent everything, or nobody can be waited for."""
         waited_for = set(plan.processes) - self.done
         if isinstance(self.environment.runner, MasterRunner):
-            waited_for &= {client.id for client in self.environment.runner.clients.all}
+            clients = self.environment.runner.clients
+            waited_for &= {client.id for client in clients.all if client not in clients.missing}
         return not waited_for or time.monotonic() > self.last_moment
 
     def conclude(self) -> None:
