@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import cycle, islice, zip_longest
+from itertools import count, cycle, islice, zip_longest
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -51,7 +51,6 @@ SCRIPTED, SCRIPTED_S = "scripted", 0.5
 VETTING, LLM = "services.vetting.service:Vetting", "services.llm.service:LLM"
 PICTURES = "https://i.ytimg.com"  # where YouTube says they are
 CLIENTS = 8
-WARM_UP = 2  # channels that do not count, one in each language
 LIMIT_S = 3_600.0
 KEPT_VARIABLES = frozenset({"JOING_MODELS_DIR"})
 # A slow machine must not change what is measured.
@@ -86,14 +85,17 @@ OTHERWISE = ("both", "pictures", "signals", "gaps", "faults")
 
 @dataclass(frozen=True)
 class Effort:
-    """`channels` of one side in one round; `videos` of each."""
+    """At most `channels` of one side in one round, none of them begun after `block_s`; `videos` of
+    each. What is begun is finished.
+    """
 
     rounds: int
     channels: int
     videos: int
+    block_s: float
 
 
-QUICK, FULL = Effort(2, 8, 4), Effort(3, 16, 12)
+QUICK, FULL = Effort(1, 8, 4, 90.0), Effort(2, 16, 12, 400.0)
 
 Account = Mapping[tuple[str, str], float]
 """The vetting service's counters by (what, label), and ("processor_seconds", part). Seconds of
@@ -203,8 +205,12 @@ class Bench:
         used = processor_seconds(self.services)
         return counted | {("processor_seconds", part): s for part, s in used.items()}
 
-    async def block(self, channels: Sequence[DescribedChannel], clients: int) -> Block:
-        """`channels` by so many clients; each takes the next one when it has its answer."""
+    async def block(
+        self, channels: Sequence[DescribedChannel], clients: int, block_s: float
+    ) -> Block:
+        """`channels` by so many clients; each takes the next one when it has its answer, until
+        `block_s` are over.
+        """
         for channel in channels:
             draw(channel)
         waiting, vetted = iter(channels), list[Vetted]()
@@ -212,6 +218,8 @@ class Bench:
         async def client() -> None:
             for channel in waiting:
                 vetted.append(await self.vet(channel))
+                if time.perf_counter() - began > block_s:
+                    return
 
         before, began = await self.account(), time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -262,23 +270,35 @@ def with_verdicts(channels: Channels) -> list[DescribedChannel]:
     return [channel for channel in ordered if channel.expected.verdict is not None]
 
 
-def fresh_channels(described: Channels, videos: int) -> Iterator[DescribedChannel]:
-    """Channels that nobody saw, without end. Channels, titles and pictures begin with a number, so
-    that no prefix cache knows a prompt's last turn.
+def fresh_blocks(
+    described: Channels, channels: int, videos: int
+) -> Iterator[list[DescribedChannel]]:
+    """Channels that nobody saw, without end; every block is like the others. Channels, titles and
+    pictures begin with a number, so that no prefix cache knows a prompt's last turn.
     """
     sources = in_turn(described, IN_WORDS)
-    shown = cycle([video for channel in sources for video in channel.visible])
-    for serial, source in enumerate(cycle(sources), 1):
-        made = [_fresh_video(serial, n, next(shown)) for n in range(videos)]
-        title = f"{serial:04d} {source.file.channel.title}"
-        about = source.file.channel.model_copy(update={"title": title})
-        yield replace(
-            source,
-            name=f"{source.name}-{serial:04d}",
-            id=f"UC{serial:022d}",
-            file=source.file.model_copy(update={"channel": about}),
-            videos=tuple(sorted(made, key=lambda video: video.published_at, reverse=True)),
-        )
+    numbers = count(1)
+    while True:
+        shown = cycle([video for channel in sources for video in channel.visible])
+        yield [
+            _fresh_channel(next(numbers), source, list(islice(shown, videos)))
+            for source in islice(cycle(sources), channels)
+        ]
+
+
+def _fresh_channel(
+    serial: int, like: DescribedChannel, videos: Sequence[DescribedVideo]
+) -> DescribedChannel:
+    made = [_fresh_video(serial, n, video) for n, video in enumerate(videos)]
+    about = like.file.channel
+    title = {"title": f"{serial:04d} {about.title}"}
+    return replace(
+        like,
+        name=f"{like.name}-{serial:04d}",
+        id=f"UC{serial:022d}",
+        file=like.file.model_copy(update={"channel": about.model_copy(update=title)}),
+        videos=tuple(sorted(made, key=lambda video: video.published_at, reverse=True)),
+    )
 
 
 def _fresh_video(serial: int, n: int, like: DescribedVideo) -> DescribedVideo:
@@ -342,27 +362,32 @@ def bench_for(row: str, channels: Channels, ocr_workers: int) -> Iterator[Bench]
                 raise
 
 
-async def compare(bench: Bench, channels: Iterator[DescribedChannel], effort: Effort) -> Sides:
-    """Rounds of both sides; who begins changes. Raises BenchmarkFailed; TimeoutError after
-    LIMIT_S.
+async def compare(
+    bench: Bench, blocks: Iterator[Sequence[DescribedChannel]], effort: Effort
+) -> Sides:
+    """Rounds of both sides, behind one channel that does not count; who begins changes. Raises
+    BenchmarkFailed; TimeoutError after LIMIT_S.
     """
     sides = Sides([], [])
     async with asyncio.timeout(LIMIT_S), bench.client:
-        await bench.block(list(islice(channels, WARM_UP)), clients=1)
+        await bench.block(next(blocks)[:1], 1, effort.block_s)
         for number in range(effort.rounds):
             turns = [(sides.alone, 1), (sides.together, CLIENTS)]
-            for blocks, clients in turns if number % 2 == 0 else reversed(turns):
-                block = await bench.block(list(islice(channels, effort.channels)), clients)
-                tell(f"round {number + 1}, clients {clients}: {block.seconds:.0f} s")
-                blocks.append(block)
+            for done, clients in turns if number % 2 == 0 else reversed(turns):
+                block = await bench.block(next(blocks), clients, effort.block_s)
+                vetted = f"{len(block.vetted)} channels in {block.seconds:.0f} s"
+                tell(f"round {number + 1}, clients {clients}: {vetted}")
+                done.append(block)
     return sides
 
 
-async def judge(bench: Bench, channels: Sequence[DescribedChannel]) -> list[Vetted]:
-    """One after another, behind one that does not count. Raises as `compare`."""
-    judged = []
-    async with asyncio.timeout(LIMIT_S), bench.client:
+async def judge(bench: Bench, channels: Sequence[DescribedChannel], limit_s: float) -> list[Vetted]:
+    """One after another, none of them begun after `limit_s`. Raises BenchmarkFailed."""
+    judged, began = list[Vetted](), time.perf_counter()
+    async with bench.client:
         for channel in channels:
+            if judged and time.perf_counter() - began > limit_s:
+                break
             judged.append(await bench.vet(channel))
             got, expected = judged[-1], channel.expected.verdict
             tell(f"{channel.name}: {got.verdict}, expected {expected}; {got.seconds:.0f} s")
@@ -376,7 +401,7 @@ def tell(what: str) -> None:
 def ratios(sides: Sides, *, is_scripted: bool) -> dict[str, Finding]:
     """Medians over rounds. The length of what a scripted model writes means nothing."""
     pairs = list(zip(sides.together, sides.alone, strict=True))
-    repetitions = f"{len(pairs)} rounds of {len(sides.alone[0].vetted)}"
+    repetitions = "; ".join(f"{len(a.vetted)} and {len(b.vetted)} channels" for a, b in pairs)
     channels = Finding(
         median(ours.per_minute / alone.per_minute for ours, alone in pairs),
         _rate(sides.together),
@@ -458,11 +483,11 @@ def measure(row: str, effort: Effort, ocr_workers: int) -> None:
     """Print what was compared and what a channel cost, then one line of JSON, whose costs are
     those of one after another.
     """
-    wanted = WARM_UP + 2 * effort.rounds * effort.channels
-    fresh = list(islice(fresh_channels(Channels.load(), effort.videos), wanted))
-    channels = Channels({channel.name: channel for channel in fresh})
+    made = fresh_blocks(Channels.load(), effort.channels, effort.videos)
+    blocks = list(islice(made, 1 + 2 * effort.rounds))
+    channels = Channels({channel.name: channel for block in blocks for channel in block})
     with bench_for(row, channels, ocr_workers) as bench:
-        sides = asyncio.run(compare(bench, iter(fresh), effort))
+        sides = asyncio.run(compare(bench, iter(blocks), effort))
     is_scripted = row == SCRIPTED
     found = ratios(sides, is_scripted=is_scripted)
     alone = costs(sides.alone, is_scripted=is_scripted)
@@ -473,12 +498,12 @@ def measure(row: str, effort: Effort, ocr_workers: int) -> None:
     print(last_line(_name("vetting", row), numbers, describe_machine()))
 
 
-def label(row: str, channels: int, ocr_workers: int) -> None:
+def label(row: str, channels: int, ocr_workers: int, limit_s: float) -> None:
     """Print verdicts beside what was expected, then one line of JSON."""
     described = Channels.load()
     asked = with_verdicts(described)[: channels or None]
     with bench_for(row, described, ocr_workers) as bench:
-        judged = asyncio.run(judge(bench, asked))
+        judged = asyncio.run(judge(bench, asked, limit_s))
     found = scores(judged)
     console = Console()
     console.print(score_table(f"Labelled channels ({_told(row)})", judged))
@@ -506,8 +531,15 @@ def _name(bench: str, row: str) -> str:
 @click.option("--llm", "row", help=f"A row of the catalog; {DEFAULT_LLM} where not --quick.")
 @click.option("--labels", type=int, is_flag=False, flag_value=0, help="Verdicts of N or all.")
 @click.option("--ocr-workers", default=1, help="Processes that read thumbnails.")
+@click.option("--minutes", default=60.0, help="Of --labels: begins no channel after these.")
 def main(
-    quick: bool, scripted: bool, row: str | None, labels: int | None, ocr_workers: int
+    *,
+    quick: bool,
+    scripted: bool,
+    row: str | None,
+    labels: int | None,
+    ocr_workers: int,
+    minutes: float,
 ) -> None:
     """Vet channels with everything real but YouTube."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that what was started is stopped.
@@ -519,7 +551,7 @@ def main(
     if labels is None:
         measure(chosen, QUICK if quick else FULL, ocr_workers)
     else:
-        label(chosen, labels, ocr_workers)
+        label(chosen, labels, ocr_workers, 60 * minutes)
 
 
 if __name__ == "__main__":
