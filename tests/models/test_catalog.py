@@ -15,10 +15,12 @@ from models.catalog import (
     EmbeddedSource,
     HubFile,
     HubSource,
+    LlmLoraRow,
     LlmRow,
     load_catalog,
 )
 from models.errors import CatalogInvalid, UnknownModel
+from models.llm.arguments import lora_in
 
 CATALOG = load_catalog()
 ROWS: tuple[AnyRow, ...] = (*CATALOG.llms, *CATALOG.images, *CATALOG.loras)
@@ -50,6 +52,14 @@ LORA_ROW = """
 [lora."pen"]
 base = "toy"
 source = { kind = "embedded", path = "toy/weights/pen.safetensors" }
+licence = "MIT"
+"""
+
+LLM_LORA_ROW = """
+[llm_lora."judge"]
+base = "tiny"
+source = { kind = "embedded", path = "training/judge/weights" }
+rank = 16
 licence = "MIT"
 """
 
@@ -112,6 +122,19 @@ def test_minimal_rows_of_images_and_loras_are_enough(tmp_path: Path) -> None:
     assert catalog.loras_of("/a/folder") == ()
 
 
+def test_an_llm_s_loras_are_found_by_their_base(tmp_path: Path) -> None:
+    catalog = load_catalog(written(tmp_path, ROW + LLM_LORA_ROW))
+    assert [(lora.name, lora.rank) for lora in catalog.llm_loras_of("tiny")] == [("judge", 16)]
+    assert catalog.llm_loras_of("other") == ()
+
+
+@pytest.mark.parametrize("lora", CATALOG.llm_loras, ids=lambda lora: lora.name)
+def test_an_llm_s_lora_is_here_as_its_row_says(lora: LlmLoraRow) -> None:
+    served = lora_in(lora.source.location, lora.name)
+    assert served.rank == lora.rank
+    assert lora.licence == CATALOG.llm(lora.base).licence
+
+
 def test_what_is_embedded_lies_beside_the_catalog() -> None:
     source = CATALOG.image("sketch").source
     assert isinstance(source, EmbeddedSource)
@@ -141,6 +164,9 @@ def test_what_is_embedded_lies_beside_the_catalog() -> None:
         (IMAGE_ROW + LORA_ROW.replace('"toy"', '"tot"'), r"lora\.pen\.base: .*'tot'.*are: toy"),
         (IMAGE_ROW + LORA_ROW + "scale = 1\n", r"lora\.pen\.scale"),
         (IMAGE_ROW + LORA_ROW.replace('"pen"', '"toy"'), r"lora\.toy: .*taken by image\.toy"),
+        (LLM_LORA_ROW, r"llm_lora\.judge\.base: no LLM named 'tiny'"),
+        (ROW + LLM_LORA_ROW.replace("16", "0"), r"llm_lora\.judge\.rank"),
+        (ROW + LLM_LORA_ROW.replace('"judge"', '"tiny"'), r"llm_lora\.tiny: .*taken by llm\.tiny"),
         ("llm = 3\n", "catalog.toml"),
         ("[llm", "catalog.toml"),
     ],
