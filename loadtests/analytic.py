@@ -101,12 +101,14 @@ class Line:
     def join(self, at_s: float) -> float | None:
         """When who comes at `at_s` is served; None when too many wait already."""
         self.begins = [begin for begin in self.begins if begin > at_s]
-        if len(self.begins) >= self.behaviour.queue:
-            return None
         is_free = len(self.free_at) < self.behaviour.servers
-        begin = at_s if is_free else max(at_s, heapq.heappop(self.free_at))
+        begin = at_s if is_free else max(at_s, self.free_at[0])
         if begin > at_s:
+            if len(self.begins) >= self.behaviour.queue:
+                return None
             self.begins.append(begin)
+        if not is_free:
+            heapq.heappop(self.free_at)
         heapq.heappush(self.free_at, begin + self.behaviour.service_s)
         return begin + self.behaviour.service_s
 
