@@ -263,7 +263,7 @@ def measure(
     """Asks what was not asked yet, then compares. Raises StartError, ModelUnavailable."""
     ANSWERS.mkdir(parents=True, exist_ok=True)
     files = {way.name: ANSWERS / f"{model}.{way.name}.jsonl" for way in ways}
-    left = {way.name: _unanswered(way, files[way.name], labelled) for way in ways}
+    left = {way.name: unanswered(way, files[way.name], labelled) for way in ways}
     if any(left.values()):
         with _llm_service(model, lora) as base_url:
             for way in ways:
@@ -275,7 +275,7 @@ def measure(
     return judged
 
 
-def _unanswered(way: Way, answers: Path, labelled: Sequence[Labelled]) -> list[Labelled]:
+def unanswered(way: Way, answers: Path, labelled: Sequence[Labelled]) -> list[Labelled]:
     there = answered(way, answers)
     return [one for one in labelled if one.proposal.id not in there]
 
