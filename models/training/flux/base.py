@@ -1,10 +1,6 @@
-"""The model to fine-tune: which one is meant, where it lies, what it allows, and its parts.
-
-Asks no network: what is not here is said with the command that fetches it.
-"""
+"""The model to fine-tune: what it allows, and its parts."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +8,12 @@ from typing import Any
 
 import torch
 
-from models.catalog import HubSource, ImageReference, ImageRow, load_catalog
-from models.errors import UnknownModel
+from models.training import bases
 from models.training.config.schema import Model
 from models.training.errors import BaseUnusable
-from models.weights import locate_image
 
 _TRANSFORMER = "transformer"
 _PARTS = (_TRANSFORMER, *"vae text_encoder text_encoder_2 tokenizer tokenizer_2 scheduler".split())
-_SEQUENCE_LENGTH = {True: 512, False: 256}
-"""Prompt tokens of FLUX.1-dev, which has a guidance embedding, and of schnell, which has none."""
 _HASHED_WHOLE_BYTES = 512 * 2**20
 _SAMPLE_BYTES = 2**20
 
@@ -35,14 +27,8 @@ class Base:
     folder: Path
     licence: str
     """The row's, which a LoRA inherits; empty for a model that is no row."""
-    max_sequence_length: int | None
-    """Prompt tokens; None: what its layout is used with."""
-
-    def sequence_length(self) -> int:
-        if self.max_sequence_length is not None:
-            return self.max_sequence_length
-        config = json.loads((self.folder / _TRANSFORMER / "config.json").read_text("utf-8"))
-        return _SEQUENCE_LENGTH[bool(config.get("guidance_embeds"))]
+    max_sequence_length: int
+    """Prompt tokens."""
 
     @property
     def digest(self) -> str:
@@ -56,41 +42,16 @@ def find_base(model: Model, root: Path) -> Base:
 
     `root` is where pulled weights lie.
     """
-    catalog = load_catalog()
-    try:
-        meant = catalog.find_image(model.name_or_path)
-    except UnknownModel as unknown:
-        raise BaseUnusable(f"model.name_or_path: {unknown}") from unknown
-    row = _row_of(meant, catalog.images)
-    folder = locate_image(row or meant, root) or locate_image(meant, root)
-    if folder is None:
-        raise BaseUnusable(
-            f"{model.name_or_path} is not here yet: run `python -m models pull "
-            f"{model.name_or_path}`"
-        )
-    if not (folder / _TRANSFORMER / "config.json").is_file():
-        raise BaseUnusable(f"{folder} holds no transformer/config.json: name a FluxPipeline folder")
-    asked = model.model_kwargs.get("max_sequence_length")
+    found = bases.find(model.name_or_path, root)
+    length = found.row.max_sequence_length if found.row else None
     return Base(
-        name=row.name if row else _plain_name(meant),
-        folder=folder,
-        licence=row.licence if row else "",
-        max_sequence_length=asked or (row.max_sequence_length if row else None),
+        name=found.name,
+        folder=found.folder,
+        licence=found.row.licence if found.row else "",
+        max_sequence_length=model.model_kwargs.get("max_sequence_length")
+        or length
+        or bases.SEQUENCE_LENGTH[found.has_guidance],
     )
-
-
-def _row_of(meant: ImageReference, rows: tuple[ImageRow, ...]) -> ImageRow | None:
-    """The row itself, or the one of the same repository: its licence is inherited either way."""
-    if isinstance(meant, ImageRow):
-        return meant
-    if isinstance(meant, HubSource):
-        same = (r for r in rows if isinstance(r.source, HubSource) and r.source.id == meant.id)
-        return next(same, None)
-    return None
-
-
-def _plain_name(meant: ImageReference) -> str:
-    return meant.id if isinstance(meant, HubSource) else Path(str(meant)).name
 
 
 def load_encoders(base: Base, dtype: torch.dtype) -> Any:

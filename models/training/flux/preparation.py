@@ -153,7 +153,7 @@ def _text_encoder(pipeline: Any, base: Base, device: torch.device) -> TextEncode
         pipeline.tokenizer,
         pipeline.text_encoder_2,
         pipeline.tokenizer_2,
-        max_sequence_length=base.sequence_length(),
+        max_sequence_length=base.max_sequence_length,
         cache_entries=_KEPT_TEXTS,
     )
 

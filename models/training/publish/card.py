@@ -7,7 +7,6 @@ known is told; what is not says so.
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 from collections import Counter
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 
 from models.training.compare.figures import ColumnFigures, Comparison
 from models.training.compare.runs import Run
@@ -124,12 +123,7 @@ def _front_matter(chosen: Chosen, shown: Sequence[_Shown]) -> str:
         told["instance_prompt"] = chosen.trigger
     if shown:
         told["widget"] = [{"text": one.prompt, "output": {"url": one.name}} for one in shown]
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 10_000
-    text = io.StringIO()
-    yaml.dump(told, text)
-    return text.getvalue()
+    return yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def _licence(chosen: Chosen) -> dict[str, Any]:

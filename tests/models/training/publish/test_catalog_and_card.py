@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
-from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 
 from models.catalog import CATALOG_FILE, EmbeddedSource, load_catalog
@@ -186,7 +186,7 @@ def test_the_licence_is_the_bases(tmp_path: Path) -> None:
 
 def front_matter(card: Path) -> dict[str, Any]:
     _, front, _ = card.read_text("utf-8").split("---\n", 2)
-    return YAML(typ="safe").load(front)
+    return yaml.safe_load(front)
 
 
 def test_the_card_tells_data_settings_and_samples(run: Path, tmp_path: Path) -> None:
