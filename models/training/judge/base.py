@@ -59,6 +59,7 @@ class Judge:
 
         self._dtype = getattr(torch, precision)
         model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=self._dtype)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed)
         layers = model.config.num_hidden_layers
         try:

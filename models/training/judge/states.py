@@ -82,7 +82,10 @@ def restore(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state.parameters[name])
-            optimizer.state[parameter] = dict(state.moments.get(name, {}))
+            optimizer.state[parameter] = {
+                key: moment if key == "step" else moment.to(parameter.device)
+                for key, moment in state.moments.get(name, {}).items()
+            }
 
 
 def write_whole(file: Path, content: bytes) -> None:

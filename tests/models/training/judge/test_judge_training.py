@@ -139,6 +139,24 @@ def test_gradients_do_not_depend_on_how_a_step_is_batched(config: JudgeConfig) -
         assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_what_is_told_is_the_mean_over_the_step_s_chats(config: JudgeConfig) -> None:
+    """Before anything is learnt; all eight chats are in the first step."""
+    told: list[float] = []
+    whole = with_training(config, epochs=1, chats_per_step=8)
+    quiet = whole.model_copy(update={"lora": config.lora.model_copy(update={"dropout": 0.0})})
+    train(quiet, lambda progress: told.append(progress.loss))
+    base = find_base(config)
+    chats = read_chats(config.train, load_tokenizer(base), number_weight=1.0, max_tokens=512)
+    judge = Judge(base, quiet.lora, precision="float32", seed=3)
+    with torch.no_grad():
+        losses = [
+            judge.loss(batch.ids_BL, batch.mask_BL, batch.weight_BL).item()
+            for chat in chats
+            for batch in batches([chat], 512)
+        ]
+    assert told == [pytest.approx(sum(losses) / 8, rel=1e-5)]
+
+
 def test_the_loss_is_the_model_s_own(config: JudgeConfig) -> None:
     """Of one chat: what transformers computes with labels, where only the answer is labelled."""
     base = find_base(config)
