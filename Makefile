@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export BENTOML_DO_NOT_TRACK = True
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve check fix test bench bench-images lock clean
+.PHONY: help install demo serve check fix test bench bench-images loras lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -46,6 +46,19 @@ bench-images: $(READY)  ## Images a minute against the stock pipeline, one run
 bench: $(READY)  ## Benchmarks: a table for people, one JSON line for machines
 	$(BIN)/python -m models pull
 	$(BIN)/python -m loadtests.benchmarks
+
+LORAS := ink blueprint sepia
+loras: $(READY) $(LORAS:%=lora-%)  ## Train the three style LoRAs again, compare and publish them
+
+lora-%: $(READY)
+	$(BIN)/python -m models.sketch.styles $* .run/loras/panels/$*
+	$(BIN)/python -m models.training dataset prepare .run/loras/panels/$* .run/loras/data/$* \
+	  --trigger "$* style" --resolution 147
+	$(BIN)/python -m models.training config check models/training/styles/$*.yaml
+	$(BIN)/python -m models.training train models/training/styles/$*.yaml
+	$(BIN)/python -m models.training compare models/training/styles/$*.yaml --seeds 4 --out docs/loras/$*
+	$(BIN)/python -m models.training publish $* --from models/training/styles/$*.yaml --catalog \
+	  --figures docs/loras/$*/compare.json --out .run/loras/published/$*
 
 lock: $(READY)  ## Pin the newest versions that pyproject.toml allows
 	sh requirements/lock.sh $(BIN)/uv

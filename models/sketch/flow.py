@@ -63,17 +63,17 @@ class Batch:
 
 
 @torch.no_grad()
-def encode_panels(vae: Any, seeds: Sequence[int], aspect: Aspect, style: str = "sketch") -> Panels:
-    """Draw and encode the seeds' panels in one style."""
+def encode_panels(vae: Any, seeds: Sequence[int], aspect: Aspect) -> Panels:
+    """Draw and encode the panels of `seeds`."""
     latents, weights = [], []
     for start in range(0, len(seeds), 512):
         part = seeds[start : start + 512]
-        pixels = draw_many(part, aspect, (style,))
+        pixels = draw_many(part, aspect)
         for chunk in torch.from_numpy(pixels).split(16):
             posterior = vae.encode(to_pixels(chunk).to(vae.device)).latent_dist
             normal = (posterior.mean - vae.config.shift_factor) * vae.config.scaling_factor
             latents.append(packed(normal).bfloat16().cpu())
-        weights.append(_weights(pixels, part, aspect, style))
+        weights.append(_weights(pixels, part, aspect))
     return Panels(aspect, seeds, torch.cat(latents), torch.cat(weights))
 
 
@@ -84,24 +84,22 @@ def packed(latents_BCHW: Tensor) -> Tensor:
     return squares.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * 4)
 
 
-def random_batch(panels: Panels, size: int, seed: int, triggers: Sequence[str] = ()) -> Batch:
-    """`size` panels with fresh captions; without `triggers`, any of the known ones or none."""
+def random_batch(panels: Panels, size: int, seed: int) -> Batch:
+    """`size` panels with fresh captions, which begin with any of the known triggers or none."""
     rng = random.Random(seed)  # noqa: S311  (data, no secret)
     chosen = [rng.randrange(len(panels.seeds)) for _ in range(size)]
-    captions = [training_caption(panels.seeds[i], panels.aspect, rng, triggers) for i in chosen]
+    captions = [training_caption(panels.seeds[i], panels.aspect, rng) for i in chosen]
     index = torch.tensor(chosen)
     return Batch(
         panels.aspect, captions, panels.latents_BLC[index].float(), panels.weights_BL[index]
     )
 
 
-def training_caption(
-    seed: int, aspect: Aspect, rng: random.Random, triggers: Sequence[str] = ()
-) -> str:
+def training_caption(seed: int, aspect: Aspect, rng: random.Random) -> str:
     """The panel's caption, now and then with unknown words, or dropped to the empty prompt."""
     if rng.random() < DROPPED_CAPTIONS:
         return ""
-    trigger = rng.choice(triggers or (TRIGGERS[0],) * 4 + (*TRIGGERS[1:], ""))
+    trigger = rng.choice((TRIGGERS[0],) * 4 + (*TRIGGERS[1:], ""))
     text = caption(scene_of(seed, aspect), rng, trigger)
     if rng.random() < UNKNOWN_WORDS:
         parts = text.split(" ")
@@ -158,12 +156,12 @@ def weighted_error(drawn_BLC: Tensor, target_BLC: Tensor, weights_BL: Tensor) ->
     return (error_BL * weights_BL).sum() / weights_BL.sum()
 
 
-def _weights(pixels: Pixels, seeds: Sequence[int], aspect: Aspect, style: str) -> Tensor:
+def _weights(pixels: Pixels, seeds: Sequence[int], aspect: Aspect) -> Tensor:
     """(B, L): where a panel differs from the same panel with nobody and nothing in it."""
     rows = []
     for panel, seed in zip(pixels, seeds, strict=True):
         bare = replace(scene_of(seed, aspect), figures=(), thing=None)
-        differs = (panel != np.asarray(draw(bare, seed, style))).any(-1)
+        differs = (panel != np.asarray(draw(bare, seed))).any(-1)
         height, width = differs.shape
         tiles = differs.reshape(height // PATCH_PX, PATCH_PX, width // PATCH_PX, PATCH_PX)
         rows.append(torch.from_numpy(tiles.mean((1, 3)).reshape(-1) > 0.04))

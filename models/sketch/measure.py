@@ -22,11 +22,12 @@ from diffusers import FluxPipeline
 from rich.console import Console
 from rich.table import Table
 
-from models.sketch import classifier, loras
+from models.sketch import classifier
 from models.sketch.data import HELD_OUT_SEED, Pixels, draw_many, scene_of
 from models.sketch.loop import Budget, train
 from models.sketch.panels import SIZES_PX
 from models.sketch.scene import MAX_CAPTION_TOKENS, Aspect, caption
+from models.sketch.styles import STYLES
 from models.sketch.train import DEFAULT_STATE, WEIGHTS
 
 STEPS = 28
@@ -138,7 +139,7 @@ def style_looks(pipeline: Any, weights: Path, count: int) -> dict[str, dict[str,
     """For each LoRA: its panels, drawn with it, and the same captions and noise without it."""
     looks = {}
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
-    for style, trigger in loras.STYLES.items():
+    for style, trigger in STYLES.items():
         captions = held_out_captions(seeds, "16:9", trigger)
         without = look(draw_captions(pipeline, captions, "16:9"))
         pipeline.load_lora_weights(weights / "loras", weight_name=f"{style}.safetensors")

@@ -1,10 +1,11 @@
 """Trains the sketch model from nothing: `python -m models.sketch.train all`.
 
 Each stage has a verb, reads what the stage before left in the state folder, checkpoints once a
-minute and goes on from its checkpoint. A stage ends when its minutes or its steps are spent.
+minute and goes on from its checkpoint. A stage ends when its minutes or its steps are spent. The
+style LoRAs are trained as any other: `make loras`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,20 @@ import transformers
 from diffusers import AutoencoderKL
 from rich.console import Console
 
-from models.sketch import flow, loras, nets, vae
+from models.sketch import flow, nets, vae
 from models.sketch.distil import DistilTask
 from models.sketch.flux import FluxTask
 from models.sketch.loop import Budget, train
 from models.sketch.scene import Aspect
+from models.sketch.styles import STYLES
 
 WEIGHTS = Path(__file__).with_name("weights")
 DEFAULT_STATE = Path(".run/sketch")
-MINUTES = {"vae": 17.5, "flux": 63.0, "distil": 12.0, "loras": 3.7}
-"""On two cores; for the LoRAs, each."""
-STEPS = {"vae": 20_000, "flux": 40_000, "distil": 4_000, "loras": 1_000}
+MINUTES = {"vae": 17.5, "flux": 63.0, "distil": 12.0}
+"""On two cores."""
+STEPS = {"vae": 20_000, "flux": 40_000, "distil": 4_000}
 """More than the minutes allow on a CPU: a bound for faster machines."""
-VAE_PANELS, FLUX_PANELS, LORA_PANELS = 4_800, 12_000, 600
+VAE_PANELS, FLUX_PANELS = 4_800, 12_000
 _FIRST_SEED: dict[Aspect, int] = {"16:9": 0, "9:16": 1_000_000}
 _CHECKPOINTS_PER_EXPORT = 5
 
@@ -72,7 +74,7 @@ def main(
 @click.pass_context
 def all_stages(context: click.Context) -> None:
     """Every stage, in order."""
-    for stage in (train_vae, encode, train_flux, distil, train_loras):
+    for stage in (train_vae, encode, train_flux, distil):
         context.invoke(stage)
 
 
@@ -85,7 +87,7 @@ def train_vae(place: Workplace) -> None:
     task.vae.eval()
     vae.set_scaling(task.vae)
     task.vae.save_pretrained(place.vae_folder)
-    values = {style: round(vae.psnr(task.vae, style), 2) for style in ("sketch", *loras.STYLES)}
+    values = {style: round(vae.psnr(task.vae, style), 2) for style in ("sketch", *STYLES)}
     Console().log(f"PSNR on held-out panels in dB: {values}")
 
 
@@ -125,20 +127,6 @@ def distil(place: Workplace) -> None:
     nets.save(task.averaged(), place.out)
 
 
-@main.command("loras")
-@click.option("--style", type=click.Choice(tuple(loras.STYLES)), multiple=True, help="All if none.")
-@click.pass_obj
-def train_loras(place: Workplace, style: tuple[str, ...] = ()) -> None:
-    """The style LoRAs, on the distilled model."""
-    for name in style or tuple(loras.STYLES):
-        networks = nets.build(vae=_vae(place))
-        networks.trained().load_state_dict(_saved(place, "distil")["average"])
-        panels = list(_style_panels(networks.vae, name))
-        task = loras.LoraTask(networks, panels, name, place.device)
-        train(task, place.budget("loras"), place.checkpoint(f"lora-{name}"))
-        task.save(place.out / "loras" / f"{name}.safetensors")
-
-
 def _vae(place: Workplace) -> Any:
     return AutoencoderKL.from_pretrained(place.vae_folder).to(
         place.device, memory_format=torch.channels_last
@@ -156,12 +144,6 @@ def _panels_file(place: Workplace, aspect: Aspect) -> Path:
 
 def _panels(place: Workplace) -> list[flow.Panels]:
     return [flow.Panels.load(_panels_file(place, aspect)) for aspect in _FIRST_SEED]
-
-
-def _style_panels(trained_vae: Any, style: str) -> Iterator[flow.Panels]:
-    for aspect, first in _FIRST_SEED.items():
-        seeds = range(first, first + LORA_PANELS // len(_FIRST_SEED))
-        yield flow.encode_panels(trained_vae, seeds, aspect, style)
 
 
 def _every(count: int, action: Callable[[], None]) -> Callable[[int], None]:
