@@ -30,6 +30,7 @@ from models.training.judge import states, trainer
 from models.training.judge.base import Base, Judge, find_base, load_tokenizer
 from models.training.judge.chats import batches, read_chats
 from models.training.judge.config import JudgeConfig, TrainingTable, read_config
+from models.training.judge.proposals import FOLDER
 from models.training.judge.trainer import Progress, lr_at, train
 
 STATE = "state.safetensors"
@@ -286,6 +287,6 @@ def test_a_base_without_a_licence_or_such_layers_is_refused(config: JudgeConfig)
         train(config.model_copy(update={"lora": lora}))
 
 
-@pytest.mark.parametrize("file", sorted(Path("models/training/judge/configs").glob("*.toml")))
+@pytest.mark.parametrize("file", sorted(FOLDER.with_name("configs").glob("*.toml")))
 def test_shipped_configurations_are_read(file: Path) -> None:
     assert read_config(file).train
