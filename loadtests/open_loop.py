@@ -67,6 +67,8 @@ class OpenLoop:
         monotonic clock.
         """
         self._starts_at = starts_at
+        for name in {arrival.traffic_class for arrival in self._arrivals}:
+            self._classes[name].prepare(self._http, 0)  # reads its texts, which takes a while
         # What is there by now stays; a collection need not look at it while requests are due.
         gc.collect()
         gc.freeze()

@@ -94,6 +94,6 @@ class Chats:
                         attempt.first()
                         attempt.token()
         if not is_done or finish not in FINISHED:
-            raise Wrong("stream cut off" if finish is None else f"finished by {finish}")
+            raise Wrong(f"finished by {finish}" if is_done else "stream cut off")
         if usage:
             attempt.tokens = usage["completion_tokens"]

@@ -260,6 +260,8 @@ def test_a_chat_is_right_when_it_is_finished() -> None:
     assert attempt.tokens == 9
     with pytest.raises(Wrong, match="cut off"):
         performed(made("chat"), stream(piece("a")))
+    with pytest.raises(Wrong, match="cut off"):
+        performed(made("chat"), stream(piece("a", "stop")))
     with pytest.raises(Wrong, match="error event"):
         performed(made("chat"), stream(piece("a"), ("message", {"error": {"message": "x"}})))
     with pytest.raises(Wrong, match="finished by abort"):
