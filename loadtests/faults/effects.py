@@ -21,6 +21,7 @@ from loadtests.statistics import at_least
 CALM_S = 5.0
 CALM_REQUESTS = 5
 CHANCE = 0.1
+NOTICED = 0.01
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Effect:
     """One fault's. Times of `began_s` and `ended_s` are seconds of the run.
 
     `hit` requests were under way or due until recovery, of these `lost` were not answered rightly
-    (refused, failed, given up, never sent) and `late` were. `detected_s` after it began, the first
-    client knew of it (None: none ever did); `recovered_s` after it ended, all was as before (None:
-    not until the run ended, 0: at once). `availability` is the good share of those hit.
+    (refused, failed, given up, never sent) and `late` were. `detected_s` after it began, clients
+    had seen more go wrong than is usual (None: never); `recovered_s` after it ended, all was as
+    before (None: not until the run ended, 0: at once). `availability` is the good share of `hit`.
     """
 
     name: str
@@ -85,7 +86,7 @@ def _effect(  # noqa: PLR0917
     over_s = min(until_s, recovered_at if recovered_at is not None else float("inf"))
     hit = [r for r in due if r.due_s < over_s and _end_s(r) >= began_s]
     counted = Counter(record.outcome for record in hit)
-    bad_ends = [_end_s(record) for record in hit if not _is_good(record)]
+    noticed_at = _noticed(hit, usual)
     answered = counted[Outcome.GOOD] + counted[Outcome.LATE]
     return Effect(
         name=mark.name,
@@ -95,10 +96,20 @@ def _effect(  # noqa: PLR0917
         lost=len(hit) - answered,
         late=counted[Outcome.LATE],
         outcomes={outcome: counted[outcome] for outcome in Outcome},
-        detected_s=min(bad_ends) - began_s if bad_ends else None,
+        detected_s=None if noticed_at is None else noticed_at - began_s,
         recovered_s=None if recovered_at is None else max(0.0, recovered_at - ended_s),
         problem=mark.problem,
     )
+
+
+def _noticed(hit: Sequence[Record], usual: float) -> float | None:
+    """When so many of those that had ended were not good as chance would not make them."""
+    misses = 0
+    for ended, record in enumerate(sorted(hit, key=_end_s), 1):
+        misses += not _is_good(record)
+        if not _is_good(record) and at_least(misses, ended, usual) < NOTICED:
+            return _end_s(record)
+    return None
 
 
 def _recovery(
