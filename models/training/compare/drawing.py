@@ -32,7 +32,7 @@ from models.flux.request import ImageRequest
 from models.training.compare.bases import DrawingModel
 from models.training.errors import BaseUnusable, CheckpointUnusable, ConfigRefused, OutOfMemory
 from models.training.flux.base import digest_of
-from models.training.flux.storage import write_whole
+from models.training.storage import write_whole
 
 if TYPE_CHECKING:
     from models.flux.runner import Runner

@@ -22,7 +22,7 @@ from models.training.compare.grid import grid
 from models.training.compare.report import html
 from models.training.compare.runs import Checkpoint, Run, find_run, read_data
 from models.training.errors import CheckpointUnusable, ConfigRefused
-from models.training.flux.storage import write_whole
+from models.training.storage import write_whole
 
 MAX_TRAINED = 400
 """Training pictures that are measured; more are thinned out evenly."""

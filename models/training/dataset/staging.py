@@ -9,7 +9,6 @@ Nothing that the same command could not make again is ever deleted. Knows files 
 picture library.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,13 +21,12 @@ from pydantic import ValidationError
 from models.training.dataset import manifest
 from models.training.dataset.folder import file_hash
 from models.training.dataset.manifest import Manifest, Prepared, read_manifest
-from models.training.errors import DatasetUnusable, OutOfDisk
+from models.training.errors import DatasetUnusable
+from models.training.storage import full_disk
 
 JOURNAL = ".journal.jsonl"
 BESIDE = ("report.html",)
 """What may stand in OUT beside pictures, captions and the manifest; and folders with a dot."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -39,18 +37,13 @@ def staged(out: Path) -> Iterator["Staging"]:
     """
     out = out.resolve()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
-            yield Staging(out)
+        with full_disk(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+                yield Staging(out)
     except Timeout as error:
         raise DatasetUnusable(
             f"{out} is being prepared by another process: wait until it is done"
-        ) from error
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise OutOfDisk(
-            f"the disk of {out} is full: free some space and run the same command again; it goes on"
         ) from error
 
 

@@ -32,7 +32,7 @@ from models.training.flux.preparation import Prepared, prepare
 from models.training.flux.samples import SAMPLES, draw, save_samples
 from models.training.flux.state import load_state, save_state
 from models.training.flux.stopping import Stop
-from models.training.flux.storage import write_whole
+from models.training.storage import write_whole
 
 STATE, TENSORBOARD = "state", "tensorboard"
 

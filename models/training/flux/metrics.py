@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from models.training.flux.storage import full_disk, write_whole
+from models.training.storage import full_disk, write_whole
 
 CURVE = "metrics.jsonl"
 _MEMORY = 0.9

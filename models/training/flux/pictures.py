@@ -26,7 +26,7 @@ from models.training.dataset.buckets import Bucket, bucket_for, fit
 from models.training.dataset.folder import PICTURE_SUFFIXES, Example, file_hash, read_examples
 from models.training.errors import ConfigRefused, DatasetUnusable
 from models.training.flux.captions import CaptionRules
-from models.training.flux.storage import write_whole
+from models.training.storage import write_whole
 
 LATENT_CACHE = "_latent_cache"
 """AI-Toolkit's folder, beside the pictures. Its own files have other names and are left alone."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from models.training.errors import CheckpointUnusable
-from models.training.flux.storage import write_whole
+from models.training.storage import write_whole
 
 KEPT = 2
 _NAME = re.compile(r"\d{9}\.pt")

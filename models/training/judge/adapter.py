@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.training.judge.base import ADAPTER, Base
 from models.training.judge.config import JudgeConfig
-from models.training.judge.states import write_whole
+from models.training.storage import write_whole
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = (
     "adapter_config.json",

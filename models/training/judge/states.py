@@ -3,9 +3,7 @@
 Knows nothing of models; works on named tensors.
 """
 
-import errno
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.training.errors import CheckpointUnusable, OutOfDisk
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from models.training.errors import CheckpointUnusable
+from models.training.storage import write_whole
 
 
 @dataclass(frozen=True)
@@ -86,25 +83,6 @@ def restore(
                 key: moment if key == "step" else moment.to(parameter.device)
                 for key, moment in state.moments.get(name, {}).items()
             }
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """The file is there with all of `content`, or as it was before. Raises OutOfDisk."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    arriving = file.with_name(f".{file.name}.arriving")
-    try:
-        with arriving.open("wb") as written:
-            written.write(content)
-            written.flush()
-            os.fsync(written.fileno())
-        arriving.replace(file)
-    except OSError as error:
-        arriving.unlink(missing_ok=True)
-        if error.errno in FULL:
-            raise OutOfDisk(
-                f"{file}: the disk is full; free {len(content) / 2**20:.0f} MiB and train again"
-            ) from error
-        raise
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

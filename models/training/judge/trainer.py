@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from models.training.errors import OutOfDisk, OutOfMemory, TrainingDiverged
+from models.training.errors import OutOfMemory, TrainingDiverged
 from models.training.judge.adapter import write_adapter
 from models.training.judge.base import Base, Judge, find_base, load_tokenizer
 from models.training.judge.chats import (
@@ -32,7 +32,8 @@ from models.training.judge.chats import (
     read_chats,
 )
 from models.training.judge.config import JudgeConfig, TrainingTable
-from models.training.judge.states import FULL, load_state, restore, save_state
+from models.training.judge.states import load_state, restore, save_state
+from models.training.storage import full_disk
 
 STATE, METRICS, CHECKPOINTS, TENSORBOARD = (
     "state.safetensors",
@@ -65,7 +66,7 @@ def train(config: JudgeConfig, tell: Tell = lambda _: None, root: Path | None = 
     whole. `root` is where the base was pulled to.
     """
     run = _Run(config, root)
-    with _clear_about_space(config.training):
+    with _clear_about_space(config.home, config.training):
         for progress in run.steps():
             run.note(progress)
             tell(progress)
@@ -247,16 +248,13 @@ def _drop_after(metrics: Path, step: int) -> None:
 
 
 @contextmanager
-def _clear_about_space(training: TrainingTable) -> Iterator[None]:
+def _clear_about_space(home: Path, training: TrainingTable) -> Iterator[None]:
     """Turns what torch raises on a CPU and on a GPU without memory into OutOfMemory, and a disk
     that fills up under the metrics into OutOfDisk.
     """
     try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise OutOfDisk("the disk is full; the last checkpoint is intact") from error
+        with full_disk(home):
+            yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_about_memory(error):
             raise

@@ -26,8 +26,8 @@ from models.training.dataset.folder import read_examples
 from models.training.dataset.manifest import read_manifest
 from models.training.dataset.sources import Source, read_sources
 from models.training.errors import PublishRefused
-from models.training.flux.storage import write_whole
 from models.training.publish.chosen import Chosen
+from models.training.storage import write_whole
 
 TEMPLATE = "card.md"
 FIGURES = Path("compare") / "compare.json"

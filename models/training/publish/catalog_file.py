@@ -18,8 +18,8 @@ from models.catalog import CATALOG_FILE, Catalog, EmbeddedSource, LoraRow, load_
 from models.errors import CatalogInvalid
 from models.training.dataset.folder import file_hash
 from models.training.errors import OutOfDisk, PublishRefused
-from models.training.flux.storage import write_whole
 from models.training.publish.chosen import Chosen
+from models.training.storage import write_whole
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")  # a catalog row's, which is also a folder's
 _INSTALLED = ("site-packages", "dist-packages")

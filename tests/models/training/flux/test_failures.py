@@ -22,8 +22,8 @@ from models.training.errors import (
     TrainingDiverged,
 )
 from models.training.flux import loop
-from models.training.flux.storage import PARTIAL, write_whole
 from models.training.flux.trainer import Trainer
+from models.training.storage import PARTIAL, write_whole
 from tests.models.training.flux.conftest import WriteConfig, train
 
 

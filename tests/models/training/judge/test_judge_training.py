@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from models.training import storage
 from models.training.errors import (
     CheckpointUnusable,
     ConfigRefused,
@@ -26,7 +27,7 @@ from models.training.errors import (
     OutOfMemory,
     TrainingDiverged,
 )
-from models.training.judge import states, trainer
+from models.training.judge import trainer
 from models.training.judge.base import Base, Judge, find_base, load_tokenizer
 from models.training.judge.chats import batches, read_chats
 from models.training.judge.config import JudgeConfig, TrainingTable, read_config
@@ -221,11 +222,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(states.os, "fsync", full)
-    with pytest.raises(OutOfDisk, match="disk is full"):
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(OutOfDisk, match="free some space"):
         train(config)
     assert (config.home / STATE).read_bytes() == before
-    assert not list(config.home.glob(".*.arriving"))
+    assert not list(config.home.glob(f"*{storage.PARTIAL}"))
 
 
 @pytest.mark.parametrize(
