@@ -11,6 +11,7 @@ is both.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -37,7 +38,8 @@ from loadtests.traffic.wire import BadAddress
 CANNOT_BEGIN = (MixError, ScheduleError, BadAddress, Unreachable, Unavailable)
 INVALID = 2
 GRACE_S = 15.0  # beyond the last patience, until a silent process counts as lost
-PLAN, RECORDS, DONE = "joing_plan", "joing_records", "joing_done"
+STOPPING_S = 20.0
+PLAN, RECORDS, DONE, STOP = "joing_plan", "joing_records", "joing_done", "joing_stop"
 
 
 class NotGood(Exception):
@@ -85,6 +87,19 @@ class Conductor:
             waited_for &= {client.id for client in clients.all if client not in clients.missing}
         return not waited_for or time.monotonic() > self.last_moment
 
+    def stop(self) -> None:
+        """When Locust begins to stop, for whatever reason: before it sends its users away, which
+        lets it end without hearing from anybody, the last records are fetched.
+        """
+        if self.plan is None:
+            return
+        until = time.monotonic() + STOPPING_S
+        if not self.is_over(self.plan):
+            self.environment.runner.send_message(STOP, {"plan": self.plan.id})
+        while self.plan and not self.is_over(self.plan) and time.monotonic() < until:
+            gevent.sleep(0.05)
+        self.conclude()
+
     def conclude(self) -> None:
         """Judges what there is, writes it down and shows it, once."""
         plan, self.plan = self.plan, None
@@ -106,6 +121,7 @@ class Sender:
     environment: Environment
     plan: Plan | None = None
     process: str = ""
+    loop: OpenLoop | None = None
 
     def take_plan(self, environment: Environment, msg: Any) -> None:
         plan = Plan.from_json(msg.data)
@@ -114,13 +130,17 @@ class Sender:
         self.process = runner.client_id if isinstance(runner, WorkerRunner) else "local"
         self.plan = plan
 
+    def take_stop(self, environment: Environment, msg: Any) -> None:
+        if self.loop is not None:
+            self.loop.stop()
+
     def send_all(self) -> None:
         """This process's part, once; a second user of the same process has nothing to do."""
         plan, self.plan = self.plan, None
         if plan is None:
             return
         index = list(plan.processes).index(self.process)
-        loop = OpenLoop(
+        self.loop = OpenLoop(
             plan.part_of(self.process),
             plan.classes(),
             plan.mix.levels,
@@ -130,8 +150,9 @@ class Sender:
             process=index,
         )
         try:
-            loop.run(time.monotonic() + plan.starts_at - time.time())
+            self.loop.run(time.monotonic() + plan.starts_at - time.time())
         finally:
+            self.loop = None
             self._send(DONE, plan)
 
     def _send(self, kind: str, plan: Plan, records: list[dict[str, Any]] | None = None) -> None:
@@ -200,11 +221,14 @@ def _init(environment: Environment, **_: Any) -> None:
         conductor = CONDUCTORS[environment] = Conductor(environment)
         runner.register_message(RECORDS, conductor.take_records)
         runner.register_message(DONE, conductor.take_done)
-        environment.events.test_stop.add_listener(lambda **_: conductor.conclude())
+        environment.events.test_stopping.add_listener(lambda **_: conductor.stop())
+        # Locust heeds it only after a headless run.
+        gevent.signal_handler(signal.SIGTERM, runner.quit)
     if not isinstance(runner, MasterRunner):
         sender = SENDERS[environment] = Sender(environment)
         runner.register_message(PLAN, sender.take_plan)
-    # Stopped from outside, the users' last records are still to come.
+        runner.register_message(STOP, sender.take_stop)
+    # Told to quit in the middle of a run, stop it first.
     environment.events.quitting.add_listener(lambda **_: runner.stop())
 
 

@@ -60,6 +60,7 @@ class OpenLoop:
         self._told: list[Record] = []
         self._told_at = 0.0
         self._starts_at = 0.0
+        self._walk: gevent.Greenlet | None = None
         self._room = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES)
 
     def run(self, starts_at: float) -> None:
@@ -75,13 +76,23 @@ class OpenLoop:
         # A client that waits for a processor would add its own wait to every figure.
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+        self._walk = gevent.spawn(self._walk_through)
         try:
-            for arrival in self._arrivals:
-                self._send_when_due(arrival)
-            self._group.join()
+            self._walk.get()
         finally:
+            self._walk.kill()
             self._settle_rest()
             gc.unfreeze()
+
+    def stop(self) -> None:
+        """Lets `run` return soon; what is left is unsent, what is under way cancelled."""
+        if self._walk is not None:
+            self._walk.kill(block=False)
+
+    def _walk_through(self) -> None:
+        for arrival in self._arrivals:
+            self._send_when_due(arrival)
+        self._group.join()
 
     def _clock(self) -> float:
         return time.monotonic() - self._starts_at

@@ -7,6 +7,7 @@ Starts Locust as a process of its own, which patches sockets for itself alone.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ def carry_out(order: Order) -> int:
     order.check()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(order.command(), env={**os.environ, "PYTHONPATH": path})
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         try:
             return process.wait()
