@@ -46,8 +46,9 @@ OUTPUT_TAIL = 2_000
 
 @dataclass
 class LoadProbe:
-    """Runs the mix against `url`; `options` are added to each run's command line as they are."""
+    """Runs the mix, `named` so, against `url`; `options` end each run's command line."""
 
+    named: str
     mix: Mix
     url: str
     out: Path
@@ -78,7 +79,7 @@ class LoadProbe:
             "--out": str(folder),
         }
         told = [word for option in asked.items() for word in option]
-        run = [sys.executable, "-m", "loadtests", "run", self.mix.name]
+        run = [sys.executable, "-m", "loadtests", "run", self.named]
         return [*run, *told, *only, *self.options]
 
     def _run(self, trial: Trial, folder: Path) -> None:
@@ -149,7 +150,7 @@ def capacity(  # noqa: PLR0917
         click.echo(str(error), err=True)
         sys.exit(CANNOT_TELL)
     alone = list(whole.classes) if each else sorted(wanted.classes if wanted else ())
-    probe = LoadProbe(whole, url, out, options)
+    probe = LoadProbe(mix, whole, url, out, options)
     found = [
         search(
             probe,
@@ -165,7 +166,8 @@ def capacity(  # noqa: PLR0917
     ]
     write(out, found)
     Console().print(table(found))
-    for line in wanted.short(found) if wanted else ():
+    problems = [f"{one.only or 'the mix'}: {one.problem}" for one in found if one.problem]
+    for line in (*problems, *(wanted.short(found) if wanted else ())):
         click.echo(line)
     sys.exit(exit_code(found, wanted))
 
@@ -187,7 +189,7 @@ def table(found: Sequence[Capacity]) -> Table:
             f"{one.breaks:.3g}" if one.breaks else "not met",
             f"{one.bracket:.1%}" if one.bracket is not None else "",
             f"{one.confidence:.0%}",
-            one.problem or ", ".join(one.limited_by),
+            ", ".join(one.limited_by),
             str(len(one.steps)),
         )
     return shown

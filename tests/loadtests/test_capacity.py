@@ -7,6 +7,7 @@ known in closed form, and with it the highest rate at which a level is kept.
 from __future__ import annotations
 
 import heapq
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from loadtests.capacity import (
     read_floor,
     search,
 )
-from loadtests.outcomes import Level
+from loadtests.mixes import reading
+from loadtests.outcomes import Level, Outcome, Record, Run
+from loadtests.probing import LoadProbe, as_json, seen_in, write
 from loadtests.statistics import Finding
 
 LEVEL = Level(within_s=1.9, share=0.9, patience_s=60.0)
@@ -108,8 +111,7 @@ def test_the_answer_is_within_5_per_cent_of_the_truth_in_95_of_100_seeds() -> No
     asked = {"evaluation": level}, {"evaluation": 1.0}
     truth, bounds = queue.capacity(level), Bounds(first=16.0, longest_s=450.0)
     found = [
-        search(queue.probe(*asked), *asked, bounds=bounds, seed=1_000 * seed)
-        for seed in range(100)
+        search(queue.probe(*asked), *asked, bounds=bounds, seed=1_000 * seed) for seed in range(100)
     ]
     assert sum(0.95 <= c.holds / truth <= 1.05 for c in found) >= 95
     assert sum(c.holds > truth for c in found) <= 5, "what is certified to hold does not"
@@ -244,3 +246,36 @@ def test_a_floor_file_that_cannot_be_used_names_its_key(
     file.write_text(text, "utf-8")
     with pytest.raises(FloorError, match=names):
         read_floor(file)
+
+
+def test_a_runs_records_count_after_the_warm_up_in_the_order_they_were_due() -> None:
+    def record(number: int, due_s: float, outcome: Outcome, took_s: float | None) -> Record:
+        end_s = None if took_s is None else due_s + took_s
+        return Record(number, "chat", number, outcome, due_s, due_s, None, end_s)
+
+    records = [
+        record(3, 90.0, Outcome.UNSENT, None),
+        record(2, 50.0, Outcome.REJECTED, 0.01),
+        record(1, 30.0, Outcome.LATE, 3.0),
+        record(0, 10.0, Outcome.FAILED, 1.0),
+    ]
+    levels = {"chat": LEVEL, "images": LEVEL}
+    seen = seen_in(Run("m", "u", 1.0, 100.0, 1, 1, 0.0, levels), records)
+    assert seen["chat"].is_good == [False, False, False]
+    assert seen["chat"].latency_s == [3.0, math.inf, math.inf]
+    assert seen["images"] == Seen([], [])
+
+
+def test_a_run_that_does_not_begin_is_told_with_what_it_said(tmp_path: Path) -> None:
+    probe = LoadProbe("chat-ramp", reading.read("chat-ramp"), "http://127.0.0.1:9", tmp_path)
+    with pytest.raises(CannotBelieve, match="does not answer"):
+        probe(Trial(2.0, 2.0, 1))
+
+
+def test_a_search_is_kept_whole_on_disk(tmp_path: Path) -> None:
+    found = search(knife(7.0), *ALONE, bounds=Bounds(first=4.0))
+    write(tmp_path, [found])
+    (told,) = json.loads((tmp_path / "capacity.json").read_text("utf-8"))
+    assert told == json.loads(json.dumps(as_json(found)))
+    assert told["bracket"] == pytest.approx(found.bracket)
+    assert {step["finding"] for step in told["steps"]} == {"kept", "broken"}
