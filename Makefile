@@ -56,9 +56,10 @@ lora-%: $(READY)
 	  --trigger "$* style" --resolution 147
 	$(BIN)/python -m models.training config check models/training/styles/$*.yaml
 	$(BIN)/python -m models.training train models/training/styles/$*.yaml
-	$(BIN)/python -m models.training compare models/training/styles/$*.yaml --seeds 4 --out docs/loras/$*
-	$(BIN)/python -m models.training publish $* --from models/training/styles/$*.yaml --catalog \
-	  --figures docs/loras/$*/compare.json --out .run/loras/published/$*
+	$(BIN)/python -m models.training compare models/training/styles/$*.yaml --seeds 4
+	mkdir -p docs/loras
+	for kind in html png json; do cp .run/loras/$*/compare/compare.$$kind docs/loras/$*.$$kind; done
+	$(BIN)/python -m models.training publish $* --from models/training/styles/$*.yaml --catalog
 
 lock: $(READY)  ## Pin the newest versions that pyproject.toml allows
 	sh requirements/lock.sh $(BIN)/uv
