@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 uv=${1:-uv}
 pin() { "$uv" pip compile -q --universal --python-version 3.11 --no-header --no-annotate "$@" ../pyproject.toml; }
 not_cpu="^(torch|torchvision|torchaudio|torchcodec|triton|nvidia-[^m].*|cuda-.*)=="
-pin --extra llm-cpu --extra images --extra training --extra evaluation --extra storyboard --extra vetting --extra dev --override overrides.txt \
+pin --extra llm-cpu --extra images --extra training --extra evaluation --extra storyboard --extra vetting --extra loadtests --extra dev --override overrides.txt \
   | grep -vE "$not_cpu" > cpu.txt
 unset UV_FIND_LINKS
 pin --extra llm-gpu --extra images --extra training --extra evaluation --extra storyboard --extra vetting > gpu.txt
