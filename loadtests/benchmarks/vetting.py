@@ -453,12 +453,14 @@ def cost_table(together: Mapping[str, float], alone: Mapping[str, float]) -> Tab
 
 
 def score_table(title: str, judged: Sequence[Vetted]) -> Table:
-    columns = ("channel", "expected", "verdict", "by words", "reasons", "tokens", "s")
+    """`unseen` is why something was not looked at, be it the model or the pictures."""
+    columns = ("channel", "expected", "verdict", "by words", "reasons", "unseen", "tokens", "s")
     shown = Table(*columns, title=title)
     for v in judged:
         reasons = " ".join(reason["code"] for reason in v.answer["reasons"])
         told = (v.channel.name, str(v.channel.expected.verdict), v.verdict, v.verdict_by_words)
-        shown.add_row(*told, reasons, f"{v.tokens:,}", f"{v.seconds:.1f}")
+        unseen = " ".join(sorted({u["why"] for u in v.answer["coverage"]["not_looked_at"]}))
+        shown.add_row(*told, reasons, unseen, f"{v.tokens:,}", f"{v.seconds:.1f}")
     return shown
 
 

@@ -37,7 +37,13 @@ SPENT = {
 def vetted(name: str, verdict: str, *codes: str, tokens: int = 100) -> Vetted:
     usage = {"prompt_tokens": 900, "cached_tokens": 800, "completion_tokens": tokens}
     reasons = [{"code": code} for code in codes]
-    answer: dict[str, Any] = {"verdict": verdict, "reasons": reasons, "usage": usage}
+    coverage = {"not_looked_at": [{"what": "thumbnails", "why": "no_vision_model"}]}
+    answer: dict[str, Any] = {
+        "verdict": verdict,
+        "reasons": reasons,
+        "usage": usage,
+        "coverage": coverage,
+    }
     return Vetted(DESCRIBED[name], answer, 10.0)
 
 
