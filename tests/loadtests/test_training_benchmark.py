@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -56,7 +57,7 @@ def test_no_step_is_taken_between_turns() -> None:
     taken: list[int] = []
 
     def train() -> None:
-        with pytest.raises(SystemExit):
+        with suppress(SystemExit):
             while True:
                 taken.append(len(taken))
                 pacer(PARAMETERS)
