@@ -161,7 +161,7 @@ class _Page:
             "due": f"{row['scheduled']:,}",
             "times": [seconds(v) for v in (*shown, row["certified_s"], row["first_s"]["p95"])],
             "outcomes": [f"{row['outcomes'][outcome]:,}" for outcome in Outcome],
-            "reasons": ", ".join(f"{why} {times}" for why, times in row["reasons"].items()),
+            "reasons": ", ".join(f"{why} ({times})" for why, times in row["reasons"].items()),
         }
 
     def _fault(self, effect: Mapping[str, Any]) -> dict[str, Any]:
