@@ -42,7 +42,7 @@ config:
       save: {{save_every: 100}}
       datasets:
         - {{folder_path: {data}, resolution: [144]}}
-      train: {{steps: 300, noise_scheduler: flowmatch, lr: 0.001}}
+      train: {{steps: 600, noise_scheduler: flowmatch, lr: 0.001}}
       model: {{name_or_path: sketch, is_flux: true}}
       sample:
         {{sampler: flowmatch, width: 192, height: 112, seed: 7, guidance_scale: 3.0,
@@ -57,7 +57,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 300 steps as the trainer leaves it: its last LoRA is the shipped ink, and an earlier
+    """A run of 600 steps as the trainer leaves it: its last LoRA is the shipped ink, and an earlier
     one has half of its strength.
     """
     root = tmp_path_factory.mktemp("training")
@@ -92,7 +92,7 @@ def invoke(*words: object) -> Result:
 
 
 def test_columns_are_the_base_and_every_checkpoint_in_order(compared: Comparison) -> None:
-    assert [c.label for c in compared.columns] == ["base", "step 100", "final, step 300"]
+    assert [c.label for c in compared.columns] == ["base", "step 100", "final, step 600"]
     assert compared.prompts == PROMPTS
     assert compared.seeds == (7, 8)
     assert {(c.steps, c.guidance, c.size) for c in compared.columns} == {(STEPS, 3.0, "192x112")}
@@ -143,7 +143,7 @@ def pixels(file: Path) -> np.ndarray:
 
 def test_pictures_are_those_of_diffusers_at_the_same_scale(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "scaled"
-    compare(Asked(target=run, seeds=1, scale=SCALE, only=(300,), out=out, threads=1, device="cpu"))
+    compare(Asked(target=run, seeds=1, scale=SCALE, only=(600,), out=out, threads=1, device="cpu"))
     pipeline = FluxPipeline.from_pretrained(WEIGHTS, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(LORAS, weight_name="ink.safetensors", adapter_name="ink")
@@ -230,7 +230,7 @@ def test_what_is_wrong_is_said_in_one_line(run: Path, tmp_path: Path, tiny_folde
             compare(Asked(**{"device": "cpu", "threads": 1, "out": tmp_path, **asked}))
         return str(refused.value)
 
-    assert "there are: 100, 300" in refuse(CheckpointUnusable, target=run, only=(200,))
+    assert "there are: 100, 600" in refuse(CheckpointUnusable, target=run, only=(200,))
     assert "multiple of 16" in refuse(ConfigRefused, target=run, size=(100, 100))
     assert "several with --models" in refuse(ConfigRefused, target=run, steps=(4, 8))
     assert "nothing to compare" in refuse(ConfigRefused, models=("sketch",))

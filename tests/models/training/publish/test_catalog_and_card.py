@@ -33,7 +33,7 @@ config:
       network: {{type: lora, linear: 8, linear_alpha: 8}}
       datasets:
         - {{folder_path: {data}, resolution: [144]}}
-      train: {{steps: 300, noise_scheduler: flowmatch, lr: 0.001, optimizer: adamw8bit}}
+      train: {{steps: 600, noise_scheduler: flowmatch, lr: 0.001, optimizer: adamw8bit}}
       model: {{name_or_path: sketch, is_flux: true}}
       sample: {{sampler: flowmatch, width: 192, height: 112, sample_steps: 8, guidance_scale: 3,
                prompts: ["[trigger] | a man"]}}
@@ -159,14 +159,14 @@ def run(tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text(CONFIG.format(folder=tmp_path, data=tmp_path / "data"))
     shutil.copyfile(INK, folder / "ink.safetensors")
     shutil.copyfile(SEPIA, folder / "ink_000000100.safetensors")
-    Image.new("RGB", (192, 112), "red").save(folder / "samples" / "000000300_0.jpg")
+    Image.new("RGB", (192, 112), "red").save(folder / "samples" / "000000600_0.jpg")
     return folder
 
 
 def test_the_final_one_unless_a_step_is_named(run: Path) -> None:
     assert chosen("x", run).file.name == "ink.safetensors"
     assert chosen("x", run / "config.yaml", 100).file.name == "ink_000000100.safetensors"
-    with pytest.raises(CheckpointUnusable, match="chooses from: 100, 300"):
+    with pytest.raises(CheckpointUnusable, match="chooses from: 100, 600"):
         chosen("x", run, 200)
     (run / "ink.safetensors").unlink()
     with pytest.raises(CheckpointUnusable, match="no final LoRA"):
