@@ -33,9 +33,11 @@ from services.images.app import create_app
 from services.images.schemas import LORA_NAME, TEXT_ABOUT_A_LORA
 from services.images.settings import ImagesSettings
 from tests.fakes.scripted_llm import served_app
-from tests.models.flux.test_parity import TOLERANCE
 
 INK = WEIGHTS / "loras" / "ink.safetensors"
+ROUNDING = 1e-4
+"""Of latents: merged and added weights round differently, and a trained model grows it (1.4e-5
+seen). Another LoRA, or none, is apart by more than 1."""
 SEPIA = WEIGHTS / "loras" / "sepia.safetensors"
 KEY = "the-tests-own-key"
 PROMPT = "ink style black and white color illustration, a man standing in a park, wide shot"
@@ -90,7 +92,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         max_rows=1,
         lora_slots=2,
         lora_max_rank=8,
-        max_lora_bytes=600_000,
+        max_lora_bytes=1_000_000,
         api_keys=KEY,
         retry_after_s=1,
         log_level="error",
@@ -106,7 +108,7 @@ def test_a_service_that_is_starting_is_waited_for(service: Served) -> None:
 
 
 def test_a_published_lora_is_drawn_by_its_name_as_diffusers_draws_it(service: Served) -> None:
-    """Without a restart; the latents within the tolerance of the engine's own parity test."""
+    """Without a restart."""
     assert service.draw(model="my-ink").status_code == 404
     served = publish(service, chosen("my-ink"))
     assert (served.outcome, served.trigger, served.rank) == (Outcome.CREATED, "ink style", 8)
@@ -129,7 +131,7 @@ def test_a_published_lora_is_drawn_by_its_name_as_diffusers_draws_it(service: Se
             output_type=output,
         ).images[0]
         apart = np.abs(np.asarray(theirs, dtype=float) - np.asarray(ours, dtype=float)).max()
-        assert apart < TOLERANCE if output == "latent" else apart <= 1
+        assert apart < ROUNDING if output == "latent" else apart <= 1
 
 
 @contextmanager
@@ -184,7 +186,7 @@ def changed(folder: Path, what: str) -> Path:
             for key, w in list(weights.items())[:8]
         }
     elif what == "large":
-        metadata["notes"] = "a" * 600_000
+        metadata["notes"] = "a" * 1_000_000
     elif what == "for another base":
         metadata["base"] = "flux.1-schnell"
     file = folder / f"{what.replace(' ', '-')}.safetensors"
