@@ -2,9 +2,9 @@
 
 The script is no part of this repository: `examples/dreambooth/train_dreambooth_lora_flux.py` of
 github.com/huggingface/diffusers, Apache-2.0. The figures in docs/log.md are of the version that
-asks for diffusers 0.37.0.dev0 or newer (SHA-256, with Unix line ends, b4dc1520...). It imports
-torchvision, which we do not need: install one that fits torch, or put it in a folder and name that
-in PYTHONPATH.
+asks for diffusers 0.37.0.dev0 or newer, as the fork ChrisColeTech/diffusers has it at commit
+725959a41dab (SHA-256 with Unix line ends b4dc152073babaf6). It imports torchvision, which we do not
+need: install one that fits torch, or put it in a folder and name that in PYTHONPATH.
 
 Both train the same layers (the script's own choice: attention and feed-forward) of the embedded
 model at the same rank, on the same square pictures under one caption, with the same batch, AdamW,
