@@ -14,6 +14,8 @@ from models.flux.errors import OutOfMemory
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _LARGEST_KEPT_BYTES = 32 * 2**20  # the most that mallopt takes
 _KEPT_BYTES = 2**31 - 1
+_SAID_WHEN_FULL = ("not enough memory", "out of memory", "allocate memory")
+"""By torch, on a processor and on a GPU, in errors that have no type of their own."""
 
 
 def keep_freed_memory() -> bool:
@@ -38,6 +40,6 @@ def memory_errors() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as full:
         raise OutOfMemory("the device's memory is full") from full
     except RuntimeError as error:
-        if "not enough memory" in str(error) or "out of memory" in str(error):
+        if any(said in str(error) for said in _SAID_WHEN_FULL):
             raise OutOfMemory("the device's memory is full") from error
         raise

@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from models.flux.memory import keep_freed_memory
 from models.training.config.reading import read_config
 from models.training.config.schema import TrainingFile
-from models.training.errors import CheckpointUnusable, ConfigRefused, OutOfMemory
+from models.training.errors import CheckpointUnusable, ConfigRefused
 from models.training.flux.adapter import DTYPES, lora_bytes, metadata_of
 from models.training.flux.honoured import require_honoured
 from models.training.flux.metrics import Metrics
@@ -32,6 +31,7 @@ from models.training.flux.preparation import Prepared, prepare
 from models.training.flux.samples import SAMPLES, draw, save_samples
 from models.training.flux.state import load_state, save_state
 from models.training.flux.stopping import Stop
+from models.training.memory import memory_errors
 from models.training.storage import write_whole
 
 STATE, TENSORBOARD = "state", "tensorboard"
@@ -56,7 +56,7 @@ def train(config: Path, *, models_dir: Path, console: Console | None = None) -> 
     require_honoured(file)
     folder = Path(file.process.training_folder).expanduser() / file.config.name
     console = console or Console()
-    with _alone_in(folder), _memory_errors(folder):
+    with _alone_in(folder), memory_errors(_memory_advice(folder)):
         write_whole(folder / "config.yaml", config.read_bytes())
         keep_freed_memory()
         return Run(file, folder, prepare(file, models_dir, console), console).go()
@@ -194,21 +194,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
         ) from taken
 
 
-@contextmanager
-def _memory_errors(folder: Path) -> Iterator[None]:
-    """Every way in which torch and Python say that memory ran out."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as full:
-        raise _out_of_memory(folder) from full
-    except RuntimeError as error:
-        if re.search(r"not enough memory|out of memory|can't allocate memory", str(error)):
-            raise _out_of_memory(folder) from error
-        raise
-
-
-def _out_of_memory(folder: Path) -> OutOfMemory:
-    return OutOfMemory(
+def _memory_advice(folder: Path) -> str:
+    return (
         f"the device's memory is full. What was saved in {folder} is intact; lower "
         "train.batch_size (train.gradient_accumulation makes up for it) or datasets.resolution, or "
         "turn on train.gradient_checkpointing and train.cache_text_embeddings"

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from models.training.errors import OutOfMemory, TrainingDiverged
+from models.training.errors import TrainingDiverged
 from models.training.judge.adapter import write_adapter
 from models.training.judge.base import Base, Judge, find_base, load_tokenizer
 from models.training.judge.chats import (
@@ -33,6 +33,7 @@ from models.training.judge.chats import (
 )
 from models.training.judge.config import JudgeConfig, TrainingTable
 from models.training.judge.states import load_state, restore, save_state
+from models.training.memory import memory_errors
 from models.training.storage import full_disk
 
 STATE, METRICS, CHECKPOINTS, TENSORBOARD = (
@@ -252,18 +253,9 @@ def _clear_about_space(home: Path, training: TrainingTable) -> Iterator[None]:
     """Turns what torch raises on a CPU and on a GPU without memory into OutOfMemory, and a disk
     that fills up under the metrics into OutOfDisk.
     """
-    try:
-        with full_disk(home):
-            yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_about_memory(error):
-            raise
-        raise OutOfMemory(
-            f"out of memory: lower training.batch_tokens ({training.batch_tokens}); "
-            "the last checkpoint is intact"
-        ) from error
-
-
-def _is_about_memory(error: RuntimeError) -> bool:
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in said
+    advice = (
+        f"out of memory: lower training.batch_tokens ({training.batch_tokens}); "
+        "the last checkpoint is intact"
+    )
+    with full_disk(home), memory_errors(advice):
+        yield

@@ -21,8 +21,8 @@ from models.training.errors import (
     OutOfMemory,
     TrainingDiverged,
 )
-from models.training.flux import loop
 from models.training.flux.trainer import Trainer
+from models.training.memory import memory_errors
 from models.training.storage import PARTIAL, write_whole
 from tests.models.training.flux.conftest import WriteConfig, train
 
@@ -123,13 +123,13 @@ def test_memory_that_gives_out_leaves_the_last_state(
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=["cuda", "python"]
 )
-def test_every_way_of_running_out_of_memory_is_known(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(OutOfMemory), loop._memory_errors(tmp_path):
+def test_every_way_of_running_out_of_memory_is_known(error: Exception) -> None:
+    with pytest.raises(OutOfMemory), memory_errors("lower something"):
         raise error
 
 
-def test_other_faults_are_not_taken_for_memory(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="shapes"), loop._memory_errors(tmp_path):
+def test_other_faults_are_not_taken_for_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors("lower something"):
         raise RuntimeError("shapes do not match")
 
 
