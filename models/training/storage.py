@@ -16,9 +16,14 @@ PARTIAL = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def partial_of(file: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return file.with_name(file.name + PARTIAL)
+
+
 def write_whole(file: Path, data: bytes | memoryview) -> None:
     """Puts `data` in the file's place. Raises OutOfDisk, and leaves what was there before."""
-    partial = file.with_name(file.name + PARTIAL)
+    partial = partial_of(file)
     with full_disk(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -9,13 +9,11 @@ The text itself is kept. Saving what was loaded is byte-equal because nothing is
 belong to the text as it stands in the file. Knows no key of AI-Toolkit's.
 """
 
-import contextlib
 import datetime
 import json
 import math
 import os
 import re
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +24,7 @@ from typing import Any, cast
 import yaml
 
 from models.training.errors import ConfigRefused
+from models.training.storage import write_whole
 
 MAX_BYTES = 128 * 1024
 MAX_EVENTS = 20_000
@@ -248,15 +247,7 @@ def parse_document(text: str, *, name: str, environ: Mapping[str, str]) -> Docum
 
 def write_config(document: Document, file: Path) -> None:
     """Write the text, whole or not at all, byte for byte as it was loaded."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(document.text.encode("utf-8"))
-        Path(temporary).replace(file)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    write_whole(file, document.text.encode("utf-8"))
 
 
 class _Source:

@@ -19,6 +19,7 @@ from models.training.dataset.checking import Inspection
 from models.training.dataset.findings import Finding
 from models.training.dataset.pictures import PictureUnusable, thumbnail
 from models.training.dataset.preparing import Preparation
+from models.training.storage import write_whole
 
 SHOWN = 120
 """Pictures on a contact sheet, at most."""
@@ -160,8 +161,8 @@ def _write(
     )
     for file in (page, sheet):
         file.parent.mkdir(parents=True, exist_ok=True)
-    _replace(sheet, _png(drawn))
-    _replace(page, text.encode())
+    write_whole(sheet, _png(drawn))
+    write_whole(page, text.encode())
 
 
 def _chosen(pictures: Sequence[Shown]) -> list[Shown]:
@@ -201,9 +202,3 @@ def _png(image: Image.Image) -> bytes:
     stream = BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
-
-
-def _replace(file: Path, data: bytes) -> None:
-    written = file.with_name(f".{file.name}.writing")
-    written.write_bytes(data)
-    written.replace(file)

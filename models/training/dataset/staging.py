@@ -22,7 +22,7 @@ from models.training.dataset import manifest
 from models.training.dataset.folder import file_hash
 from models.training.dataset.manifest import Manifest, Prepared, read_manifest
 from models.training.errors import DatasetUnusable
-from models.training.storage import full_disk
+from models.training.storage import full_disk, partial_of, write_whole
 
 JOURNAL = ".journal.jsonl"
 BESIDE = ("report.html",)
@@ -85,8 +85,8 @@ class Staging:
         """A picture and its caption; `note` makes them count."""
         file = self.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, png)
-        _write(file.with_suffix(".txt"), f"{caption}\n".encode())
+        write_whole(file, png)
+        write_whole(file.with_suffix(".txt"), f"{caption}\n".encode())
 
     def note(self, entry: Prepared) -> None:
         """The picture is done. Call it from one thread."""
@@ -99,7 +99,7 @@ class Staging:
 
     def publish(self, made: Manifest) -> None:
         """`folder` becomes OUT."""
-        _write(self.folder / manifest.FILE, made.text().encode())
+        write_whole(self.folder / manifest.FILE, made.text().encode())
         (self.folder / JOURNAL).unlink()
         if self.out.exists():
             self.out.rename(self._replaced)
@@ -124,7 +124,7 @@ class Staging:
         whole = read_manifest(self.folder)
         file = self.folder / JOURNAL
         if not file.is_file():
-            if whole is None and any(path != _writing(file) for path in self.folder.iterdir()):
+            if whole is None and any(path != partial_of(file) for path in self.folder.iterdir()):
                 raise DatasetUnusable(f"{self.folder} is in the way: move it elsewhere")
             return list(whole.pictures) if whole else []
         entries = []
@@ -137,7 +137,7 @@ class Staging:
 
     def _write_journal(self, entries: Iterable[Prepared]) -> None:
         lines = "".join(f"{entry.model_dump_json()}\n" for entry in entries)
-        _write(self.folder / JOURNAL, lines.encode())
+        write_whole(self.folder / JOURNAL, lines.encode())
 
     def _sweep(self, done: Mapping[str, Prepared]) -> None:
         """Take away what an earlier run left that this one does not want."""
@@ -212,17 +212,3 @@ def _remove(folder: Path, *, last: str) -> None:
             path.unlink()
     (folder / last).unlink(missing_ok=True)
     folder.rmdir()
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole or not at all, also when the power fails."""
-    written = _writing(file)
-    with written.open("wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
-    written.replace(file)
-
-
-def _writing(file: Path) -> Path:
-    return file.with_name(f".{file.name}.writing")
