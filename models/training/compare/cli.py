@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from models.weights import default_root
+from models.commands import models_dir_option
 
 _SEEDS, _MOST = 2, 1_000.0
 _UNMEASURED = "-"
@@ -82,13 +82,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Else RUN/compare.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Of a processor; else every core.")
-@click.option(
-    "--models-dir",
-    envvar="JOING_MODELS_DIR",
-    type=click.Path(path_type=Path),
-    default=default_root,
-    help="Where pulled models lie.",
-)
+@models_dir_option
 def command(target: Path | None, models: str | None, seeds: int, **options: Any) -> None:
     """Draw the same prompts and seeds with every checkpoint of a run (CONFIG, or its folder), or
     with several --models and settings; measure, and write compare.png, compare.html, compare.json.

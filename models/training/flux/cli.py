@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from models.weights import default_root
+from models.commands import models_dir_option
 
 _SIGNALLED = 128
 """What a shell adds to a signal's number: the run is not finished."""
@@ -13,13 +13,7 @@ _SIGNALLED = 128
 
 @click.command("train")
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--models-dir",
-    envvar="JOING_MODELS_DIR",
-    type=click.Path(path_type=Path),
-    default=default_root,
-    help="Where pulled models lie.",
-)
+@models_dir_option
 def command(config: Path, models_dir: Path) -> None:
     """Train a LoRA from an AI-Toolkit configuration; run again, it goes on."""
     import diffusers

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from models.weights import default_root
+from models.commands import models_dir_option
 
 _DEFAULT_KEY = "JOING_KEY"
 
@@ -43,13 +43,7 @@ _DEFAULT_KEY = "JOING_KEY"
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of card, weights and pictures. Else published/NAME beside the checkpoint.",
 )
-@click.option(
-    "--models-dir",
-    envvar="JOING_MODELS_DIR",
-    type=click.Path(path_type=Path),
-    default=default_root,
-    help="Where pulled models lie.",
-)
+@models_dir_option
 def command(
     name: str,
     *,
