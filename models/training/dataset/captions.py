@@ -14,11 +14,13 @@ STORYBOARD = (
 
 PLACEHOLDERS = ("[trigger]", "[name]")
 """What AI-Toolkit replaces by the trigger."""
+_PLACEHOLDER = re.compile("|".join(map(re.escape, PLACEHOLDERS)))
 
 
-def has_words(caption: str, words: str) -> bool:
+def has_words(caption: str, words: str, *, in_any_case: bool = False) -> bool:
     """True when `words` stand in the caption, not as a part of longer words."""
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption) is not None
+    flags = re.IGNORECASE if in_any_case else 0
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", caption, flags) is not None
 
 
 def has_trigger(caption: str, trigger: str) -> bool:
@@ -31,6 +33,11 @@ def hides_trigger(caption: str, trigger: str) -> bool:
     return trigger in caption and not has_trigger(caption, trigger)
 
 
+def fill(text: str, trigger: str) -> str:
+    """Placeholders replaced and nothing else: what a sample's prompt gets."""
+    return _PLACEHOLDER.sub(lambda _: trigger, text).strip()
+
+
 def dressed(caption: str, *, trigger: str = "", style_words: str = "") -> str:
     """The caption with the trigger in front and the style words after it, each where absent.
 
@@ -39,8 +46,7 @@ def dressed(caption: str, *, trigger: str = "", style_words: str = "") -> str:
     caption = re.sub(r"\s*-{2,}\s*", " — ", caption).strip()
     if not trigger:
         return caption
-    for mark in PLACEHOLDERS:
-        caption = caption.replace(mark, trigger)
+    caption = fill(caption, trigger)
     begins = re.match(rf"{re.escape(trigger)}(?!\w)", caption)
     if not begins and has_words(caption, trigger):
         return caption if _has(caption, style_words) else f"{caption}, {style_words}"

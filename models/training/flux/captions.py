@@ -5,11 +5,10 @@ word. Where AI-Toolkit looks for the trigger as a substring, here it must be who
 "art" is not found in "party". Pure but for the generator that it is given.
 """
 
-import re
 from dataclasses import dataclass
 from random import Random
 
-_PLACEHOLDERS = re.compile(r"\[(?:trigger|name)\]")
+from models.training.dataset.captions import fill, has_words
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,6 @@ def caption_of(written: str, rules: CaptionRules, rng: Random) -> str:
 def with_trigger(caption: str, trigger: str) -> str:
     """Placeholders replaced, and the trigger put first where the caption has it nowhere."""
     replaced = fill(caption, trigger)
-    if not trigger or has_words(replaced, trigger):
+    if not trigger or has_words(replaced, trigger, in_any_case=True):
         return replaced
     return f"{trigger} {replaced}".strip()
-
-
-def fill(text: str, trigger: str) -> str:
-    """Placeholders replaced and nothing else: what a sample's prompt gets."""
-    return _PLACEHOLDERS.sub(lambda _: trigger, text).strip()
-
-
-def has_words(text: str, words: str) -> bool:
-    """True when `words` stand in `text` as whole words, in any case."""
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None

@@ -9,7 +9,7 @@ import torch
 
 from models.flux.text import TextEmbedding
 from models.training.config.schema import Sample, SampleItem, Train
-from models.training.flux.captions import fill
+from models.training.dataset.captions import fill
 from models.training.storage import full_disk
 
 SAMPLES = "samples"

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from models.training.flux.captions import CaptionRules, caption_of, fill, with_trigger
+from models.training.dataset.captions import fill
+from models.training.flux.captions import CaptionRules, caption_of, with_trigger
 
 
 @pytest.mark.parametrize(
