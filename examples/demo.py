@@ -24,14 +24,13 @@ import httpx
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from bentos.running import StartError, running_system
-from examples.events import events
+from examples.events import FAILURES, SILENCE_S, show
 from examples.frames import MEDIUM, draw_frames, save
 from examples.storyboard import draw_storyboard, told
 from examples.vetting import fake_youtube, vet_channels
@@ -44,8 +43,6 @@ COLOURS = {"pass": "green", "fail": "red", "review": "yellow", "skipped": "dim"}
 PICTURE = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 COLUMN_PX = 12.2  # of rich's SVG
 PROMPT = f"{MEDIUM}, a woman walking in a park, wide shot, day"
-READ_TIMEOUT_S = 60.0  # a comment line comes every 15 s
-FAILURES = (httpx.HTTPError, KeyError, ValueError, RuntimeError, TimeoutError)
 
 
 @dataclass
@@ -123,40 +120,14 @@ class Sample:
         return [Text(f"→ {c['about']}: {c['change']}", style="cyan") for c in changes]
 
 
-async def follow(client: httpx.AsyncClient, sample: Sample) -> None:
-    """Sends one proposal and takes its events until the last."""
-    started = time.monotonic()
-    request = client.stream("POST", "/v1/proposals/evaluate/stream", json=sample.proposal)
-    try:
-        async with request as response:
-            if response.is_error:
-                await response.aread()
-                sample.error = response.json()["detail"]
-                return
-            async for event in events(response):
-                sample.take(event.name, event.data)
-    except FAILURES as error:
-        sample.error = f"{type(error).__name__}: {error}"
-    finally:
-        sample.seconds = time.monotonic() - started
-
-
 async def evaluate_all(console: Console, base_url: str, samples: list[Sample]) -> None:
-    timeout = httpx.Timeout(READ_TIMEOUT_S)
-    async with httpx.AsyncClient(base_url=base_url, timeout=timeout) as client:
-        with Live(console=console, refresh_per_second=8, transient=True) as live:
-            work = asyncio.gather(*(follow(client, sample) for sample in samples))
-            while not work.done():
-                live.update(Group(*(sample.view() for sample in samples)))
-                await asyncio.wait({work}, timeout=0.25)
-            await work
-    for sample in samples:
-        console.print(sample.view())
+    asked = [(sample.proposal, sample) for sample in samples]
+    await show(console, base_url, "/v1/proposals/evaluate/stream", asked)
 
 
 async def draw(console: Console, base_url: str, file: Path) -> None:
     """Four frames in four styles, saved as one sheet. Raises httpx.HTTPError."""
-    timeout = httpx.Timeout(READ_TIMEOUT_S)
+    timeout = httpx.Timeout(SILENCE_S)
     async with httpx.AsyncClient(base_url=base_url, timeout=timeout) as client:
         with console.status("Drawing four frames in four styles, in one batch"):
             frames = await draw_frames(client)
@@ -170,7 +141,7 @@ async def tell_a_story(
 ) -> None:
     """The storyboard of one proposal, saved as `png` and as a PDF beside it. Raises FAILURES."""
     began = time.monotonic()
-    async with httpx.AsyncClient(base_url=base_url, timeout=READ_TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=base_url, timeout=SILENCE_S) as client:
         storyboard = await draw_storyboard(console, client, proposal, ServiceSettings().home, png)
     console.print(told(storyboard, png, began), highlight=False)
 

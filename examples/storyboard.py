@@ -18,12 +18,11 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from examples.events import Event, events
+from examples.events import SILENCE_S, Event, events
 
 SCENES, SEED = 6, 4
 WITHIN_S = 900.0
 RETRY_S = 1.0
-SILENCE_S = 60.0  # a comment line comes every 15 s
 
 
 @dataclass

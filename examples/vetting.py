@@ -5,28 +5,23 @@ The channels are of the fake YouTube in tests/youtube: it answers Google's own c
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from examples.events import events
+from examples.events import show
 from tests.youtube.described import Channels
 from tests.youtube.server import KEY, serve_youtube
 
 CHANNELS = ("harmless-hiking", "words-gambling")
 COLOURS = {"pass": "green", "fail": "red", "review": "yellow"}
 FINDINGS_SHOWN = 4
-SILENCE_S = 60.0  # a comment line comes every 15 s
 
 
 @dataclass
@@ -86,12 +81,15 @@ def _closing(result: dict[str, Any]) -> list[RenderableType]:
     return [*lines, Text(looked_at, style="dim")]
 
 
+def _described() -> Channels:
+    channels = Channels.load()
+    return Channels({name: channels[name] for name in CHANNELS})
+
+
 @contextmanager
 def fake_youtube() -> Iterator[dict[str, str]]:
     """The variables that point the vetting service at it."""
-    channels = Channels.load()
-    described = Channels({name: channels[name] for name in CHANNELS})
-    with serve_youtube(described, picture_base_url="https://i.ytimg.com") as youtube:
+    with serve_youtube(_described(), picture_base_url="https://i.ytimg.com") as youtube:
         yield {
             "JOING_YOUTUBE_KEY": KEY,
             "JOING_VETTING_YOUTUBE_URL": youtube.base_url,
@@ -104,33 +102,7 @@ def fake_youtube() -> Iterator[dict[str, str]]:
 
 async def vet_channels(console: Console, base_url: str) -> bool:
     """True when both were vetted."""
-    channels = Channels.load()
-    vetted = [Vetted(channels[name].file.channel.handle or name) for name in CHANNELS]
-    async with httpx.AsyncClient(base_url=base_url, timeout=SILENCE_S) as client:
-        with Live(console=console, refresh_per_second=8, transient=True) as live:
-            work = asyncio.gather(*(_follow(client, one) for one in vetted))
-            while not work.done():
-                live.update(Group(*(one.view() for one in vetted)))
-                await asyncio.wait({work}, timeout=0.25)
-            await work
-    for one in vetted:
-        console.print(one.view())
+    vetted = [Vetted(channel.file.channel.handle or "") for channel in _described().values()]
+    asked = [({"channel": one.handle}, one) for one in vetted]
+    await show(console, base_url, "/v1/creators/vet/stream", asked)
     return all(one.result for one in vetted)
-
-
-async def _follow(client: httpx.AsyncClient, vetted: Vetted) -> None:
-    """Asks for one vetting and takes its events until the last."""
-    started = time.monotonic()
-    body = {"channel": vetted.handle}
-    try:
-        async with client.stream("POST", "/v1/creators/vet/stream", json=body) as response:
-            if response.is_error:
-                await response.aread()
-                vetted.error = response.json()["detail"]
-                return
-            async for event in events(response):
-                vetted.take(event.name, event.data)
-    except (httpx.HTTPError, KeyError, ValueError) as error:
-        vetted.error = f"{type(error).__name__}: {error}"
-    finally:
-        vetted.seconds = time.monotonic() - started
