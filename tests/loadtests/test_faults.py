@@ -26,6 +26,7 @@ from loadtests.faults.processes import Kill, LimitFiles, NotFound, Service, Stop
 from loadtests.faults.timeline import Mark, Planned, carry_out
 from loadtests.faults.youtube import YouTubeFault
 from loadtests.outcomes import Outcome, Record
+from services.shared.peers import free_port
 from tests.youtube.server import KEY, serve_youtube
 
 # A supervisor that holds a listening socket and its worker that serves on it: writes a file's size.
@@ -48,11 +49,6 @@ SERVICE = """
         connection.sendall(said)
         connection.close()
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 def ask(port: int, timeout_s: float = 0.5) -> bytes:
