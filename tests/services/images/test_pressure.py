@@ -19,6 +19,7 @@ from services.images.errors import as_problem
 from services.images.settings import ImagesSettings
 from tests.fakes.scripted_llm import served_app
 from tests.services.images.conftest import FOREVER, GENERATIONS, Serve, Served, until
+from tests.services.images.test_idempotency import held
 from tests.services.images.test_loras import start_drawing
 
 
@@ -57,23 +58,29 @@ def test_a_stream_that_is_left_after_a_partial_picture(service: Served) -> None:
     until(lambda: service.live() == 0, 3)
 
 
+def refuses_at_once(service: Served) -> None:
+    """Three callers, of whom one streams, are told when to come back."""
+    since = time.monotonic()
+    for stream in (False, True):
+        refused = service.post(stream=stream)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert int(refused.headers["Retry-After"]) >= 1
+    assert time.monotonic() - since < 1, "refusals do not wait"
+    with pytest.raises(openai.InternalServerError):
+        service.openai().images.generate(prompt="rain")
+    assert 'joing_images_refused_total{reason="queue_full"} 3.0' in metrics(service.app)
+
+
 def test_a_full_queue_says_when_to_come_back(serve: Serve, tmp_path: Path) -> None:
     with serve(tmp_path, max_rows=1, max_waiting=8, drain_s=0.1) as service:
         answers: list[httpx.Response] = []
-        threads = [ask(service, answers, steps=FOREVER)]
-        until(lambda: service.engine.snapshot().running)
-        threads.append(ask(service, answers, n=8, steps=FOREVER))
-        until(lambda: service.engine.snapshot().waiting == 8)
-        since = time.monotonic()
-        for stream in (False, True):
-            refused = service.post(stream=stream)
-            assert refused.status_code == 503
-            assert refused.json()["error"]["code"] == "queue_full"
-            assert int(refused.headers["Retry-After"]) >= 1
-        assert time.monotonic() - since < 1, "refusals do not wait"
-        with pytest.raises(openai.InternalServerError):
-            service.openai().images.generate(prompt="rain")
-        assert 'joing_images_refused_total{reason="queue_full"} 3.0' in metrics(service.app)
+        with held(service.engine.runner, "step") as hold:
+            threads = [ask(service, answers, steps=FOREVER)]
+            until(hold.reached.is_set)
+            threads.append(ask(service, answers, n=8, steps=FOREVER))
+            until(lambda: service.engine.snapshot().waiting == 8)
+            refuses_at_once(service)
         asyncio.run(service.app.state.opening.drain())
         for thread in threads:
             thread.join(20)
