@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import openai
@@ -35,6 +37,7 @@ STEPS = 4
 FOREVER = 1_000  # steps: several seconds, and none of the tests waits for them
 HUB, REVISION = "joing-tests/tiny", "main"
 READY_WITHIN_S = 120.0
+HELD_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,44 @@ def service(_shared: Served) -> Iterator[Served]:
     until(lambda: _shared.live() == 0)
     yield _shared
     until(lambda: _shared.live() == 0)
+
+
+@dataclass
+class Hold:
+    """`reached` when the service has come there; it goes on when told to `go`."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        self.reached.set()
+        assert self.go.wait(HELD_S), "nobody let it go on"
+
+
+@contextmanager
+def held(
+    owner: Any, name: str, *, after: bool = False, raises: Exception | None = None
+) -> Iterator[Hold]:
+    """Whoever calls `owner.name`, in a thread other than the loop's, waits before it or after it.
+    With `raises` it then fails.
+    """
+    hold, real = Hold(), getattr(owner, name)
+
+    def called(*args: Any) -> Any:
+        if after:
+            result = real(*args)
+            hold.wait()
+            return result
+        hold.wait()
+        if raises is not None:
+            raise raises
+        return real(*args)
+
+    with mock.patch.object(owner, name, called):
+        try:
+            yield hold
+        finally:
+            hold.go.set()
 
 
 def until(holds: Callable[[], object], within_s: float = 20.0) -> None:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 from uuid import uuid4
 
 import httpx
@@ -22,48 +20,18 @@ from pydantic import SecretStr
 
 from services.images import drawing
 from services.images.app import metrics
-from tests.services.images.conftest import FOREVER, GENERATIONS, Serve, Served, picture
+from tests.services.images.conftest import (
+    FOREVER,
+    GENERATIONS,
+    HELD_S,
+    Hold,
+    Serve,
+    Served,
+    held,
+    picture,
+)
 
 HEADER, REPLAYED = "Idempotency-Key", "Idempotent-Replayed"
-HELD_S = 20.0
-
-
-@dataclass
-class Hold:
-    """`reached` when the service has come there; it goes on when told to `go`."""
-
-    reached: threading.Event = field(default_factory=threading.Event)
-    go: threading.Event = field(default_factory=threading.Event)
-
-    def wait(self) -> None:
-        self.reached.set()
-        assert self.go.wait(HELD_S), "nobody let it go on"
-
-
-@contextmanager
-def held(
-    owner: Any, name: str, *, after: bool = False, raises: Exception | None = None
-) -> Iterator[Hold]:
-    """Whoever calls `owner.name`, in a thread other than the loop's, waits before it or after it.
-    With `raises` it then fails.
-    """
-    hold, real = Hold(), getattr(owner, name)
-
-    def called(*args: Any) -> Any:
-        if after:
-            result = real(*args)
-            hold.wait()
-            return result
-        hold.wait()
-        if raises is not None:
-            raise raises
-        return real(*args)
-
-    with mock.patch.object(owner, name, called):
-        try:
-            yield hold
-        finally:
-            hold.go.set()
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from services.images.app import create_app, is_alive, is_ready, metrics
 from services.images.errors import as_problem
 from services.images.settings import ImagesSettings
 from tests.fakes.scripted_llm import served_app
-from tests.services.images.conftest import FOREVER, GENERATIONS, Serve, Served, until
-from tests.services.images.test_idempotency import held
+from tests.services.images.conftest import FOREVER, GENERATIONS, Serve, Served, held, until
 from tests.services.images.test_loras import start_drawing
 
 
