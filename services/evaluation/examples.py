@@ -1,12 +1,13 @@
 """Labelled proposals as the chats that a judge is trained on.
 
-    python -m services.evaluation.examples PROPOSALS.jsonl... --out CHATS.jsonl
+    python -m services.evaluation.examples PROPOSALS.jsonl... --out CHATS.jsonl [--balanced]
 
 One line a stage and proposal: `id`, `stage`, `messages` exactly as the service would send them at
 that prompt version, and `answer`, the label in the JSON that the stage's grammar yields. What the
 service could not have been asked is refused with its file and line, and so is a label that cites a
 passage which the proposal does not have. A label that the grammar cannot say is left out and named:
-a reason in Korean begins with a Hangul syllable.
+a reason in Korean begins with a Hangul syllable. Balanced, the chats of a rarer outcome are
+repeated: a judge that sees few proposals fail learns to pass them all.
 
 Knows nothing of models or training.
 """
@@ -16,18 +17,22 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from services.evaluation import policy
 from services.evaluation.answers import ContentAnswer, DeliberationAnswer
 from services.evaluation.errors import UnknownPrompt
 from services.evaluation.judging import messages_of
 from services.evaluation.nodes import passages_of
 from services.evaluation.prompts.library import PromptLibrary
+from services.evaluation.schemas import Outcome
+from services.evaluation.settings import EvaluationSettings
 from services.shared.language_model import Message
 from services.shared.proposals import Category, Language, MediaType, Proposal
 
@@ -84,6 +89,15 @@ class LabelledProposal(BaseModel):
     def label(self, stage: JudgingStage) -> ContentAnswer | DeliberationAnswer:
         return self.content_label if stage == "content" else self.deliberation_label
 
+    def outcome(self, stage: JudgingStage, settings: EvaluationSettings) -> Outcome:
+        """What the label of `stage` amounts to."""
+        passages = passages_of(self.proposal())
+        if stage == "content":
+            threshold = settings.content_threshold
+            return policy.content_stage(self.content_label, passages, threshold).outcome
+        limit = settings.deliberation_limit
+        return policy.deliberation_stage(self.deliberation_label, passages, limit).outcome
+
 
 class Chat(BaseModel):
     """One line of the output: the shape that models/training/judge reads."""
@@ -127,6 +141,17 @@ def chats(
             )
 
 
+def balanced(chats: Sequence[tuple[Chat, Outcome]]) -> list[Chat]:
+    """Each as often as brings its outcome nearest to the commonest one of its stage."""
+    numbers = Counter((chat.stage, outcome) for chat, outcome in chats)
+    most = {stage: max(n for (of, _), n in numbers.items() if of == stage) for stage, _ in numbers}
+    return [
+        chat
+        for chat, outcome in chats
+        for _ in range(round(most[chat.stage] / numbers[chat.stage, outcome]))
+    ]
+
+
 def is_sayable(answer: dict[str, Any], schema: dict[str, Any]) -> bool:
     """True when every string keeps to the pattern of its place; the types have checked the rest."""
     for key, value in answer.items():
@@ -143,12 +168,18 @@ def is_sayable(answer: dict[str, Any], schema: dict[str, Any]) -> bool:
 @click.argument("proposals", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A file to write.")
 @click.option("--prompt-version", default=PROMPT_VERSION, show_default=True)
-def main(proposals: tuple[Path, ...], out: Path, prompt_version: str) -> None:
+@click.option("--balanced", "balance", is_flag=True, help="Repeat the chats of rarer outcomes.")
+def main(proposals: tuple[Path, ...], out: Path, prompt_version: str, balance: bool) -> None:
     """Write labelled proposals as the chats that a judge is trained on."""
-    library = PromptLibrary()
+    library, settings = PromptLibrary(), EvaluationSettings()
     try:
         labelled = [one for file in proposals for one in read_labelled(file)]
-        said = [chat for one in labelled for chat in chats(one, library, prompt_version)]
+        with_outcomes = [
+            (chat, one.outcome(chat.stage, settings))
+            for one in labelled
+            for chat in chats(one, library, prompt_version)
+        ]
+        said = balanced(with_outcomes) if balance else [chat for chat, _ in with_outcomes]
         lines = [chat.model_dump_json() for chat in said]
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("".join(f"{line}\n" for line in lines), "utf-8")

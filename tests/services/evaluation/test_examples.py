@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ def test_what_the_grammar_cannot_say_is_left_out_and_named(
     assert "ko-garden-1: content: left out" in told.output
     (chat,) = [Chat.model_validate_json(line) for line in out.read_text().splitlines()]
     assert chat.stage == "deliberation"
+
+
+def test_balanced_chats_show_each_outcome_as_often(row: dict[str, Any], tmp_path: Path) -> None:
+    thin = {part: {**GOOD_CONTENT[part], "score": 1} for part in GOOD_CONTENT}
+    rows = [{**row, "id": f"good-{n}"} for n in range(6)]
+    rows += [{**row, "id": f"bad-{n}", "content_label": thin} for n in range(2)]
+    file, out = tmp_path / "train.ko.jsonl", tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert not CliRunner().invoke(main, [str(file), "--out", str(out), "--balanced"]).exception
+    told = [Chat.model_validate_json(line) for line in out.read_text().splitlines()]
+    often = Counter((chat.stage, chat.id.partition("-")[0]) for chat in told)
+    assert often == {
+        ("content", "good"): 6,
+        ("content", "bad"): 6,
+        ("deliberation", "good"): 6,
+        ("deliberation", "bad"): 2,  # They pass this stage like the others.
+    }
 
 
 @pytest.mark.parametrize(
